@@ -1,0 +1,1 @@
+"""The Zarr archive of patterns: schema, writer, reader."""

@@ -1,0 +1,1 @@
+"""Archive and model to ranked space groups."""

@@ -1,0 +1,1 @@
+"""Crystals: the frozen `Crystal`, CIF files, and the tables of symmetry."""

@@ -1,0 +1,138 @@
+"""The frozen `Crystal` that every source yields and the simulator reads."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hxrd.errors import Rejected
+
+SHORTEST_DISTANCE = 0.5  # Å; nearer atoms must share one position by partial occupancy
+LARGEST_EDGE = 500.0  # Å
+LARGEST_VOLUME = 1.0e6  # Å³
+
+
+def _identity_rotations() -> NDArray[np.int8]:
+    return np.eye(3, dtype=np.int8)[None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Crystal:
+    """The whole content of one unit cell.
+
+    Parameters
+    ----------
+    identifier : str
+        The name under which its source knows it.
+    cell : ndarray, shape (6,)
+        a, b, c in Å, then α, β, γ in degrees.
+    species : tuple of str, length n_sites
+        Element symbol, ``D``, or an isotope such as ``11B``; several species may share a position.
+    positions : ndarray, shape (n_sites, 3)
+        Fractional coordinates, every atom of the cell (symmetry expanded).
+    occupancy : ndarray, shape (n_sites,)
+        Crystallographic occupancy, in (0, 1].
+    b_iso : ndarray, shape (n_sites,)
+        Isotropic displacement parameter B = 8π²⟨u²⟩ in Å²; 0 where the record has none.
+    space_group : int
+        1 to 230; 0 where unknown.
+    rotations : ndarray, shape (n_operations, 3, 3)
+        Rotation parts of the space group's operations in this cell, for fractional coordinates;
+        the identity alone where the record is P 1 or its symmetry is not known.
+    translations : ndarray, shape (n_operations, 3)
+        Translation parts, in the order of `rotations` (centring included).
+    """
+
+    identifier: str
+    cell: NDArray[np.float64]
+    species: tuple[str, ...]
+    positions: NDArray[np.float64]
+    occupancy: NDArray[np.float64]
+    b_iso: NDArray[np.float64]
+    space_group: int = 0
+    rotations: NDArray[np.int8] = field(default_factory=_identity_rotations)
+    translations: NDArray[np.float64] = field(default_factory=lambda: np.zeros((1, 3)))
+
+    @property
+    def metric(self) -> NDArray[np.float64]:
+        """Metric tensor of the direct lattice in Å², shape (3, 3)."""
+        lengths = self.cell[:3]
+        cos_alpha, cos_beta, cos_gamma = np.cos(np.radians(self.cell[3:]))
+        cosines = np.array(
+            [[1, cos_gamma, cos_beta], [cos_gamma, 1, cos_alpha], [cos_beta, cos_alpha, 1]], dtype=float
+        )
+        return cosines * np.outer(lengths, lengths)
+
+    @property
+    def volume(self) -> float:
+        """Volume of the cell in Å³."""
+        return float(np.sqrt(max(np.linalg.det(self.metric), 0.0)))
+
+
+def checked(crystal: Crystal) -> Crystal:
+    """Return the crystal if it is physically possible.
+
+    Raises
+    ------
+    Rejected
+        An absurd cell, no atoms, an occupancy outside (0, 1], a coordinate or displacement parameter
+        that is not a number, or overlapping atoms.
+    """
+    _check_cell(crystal)
+    _check_sites(crystal)
+    _check_distances(crystal)
+    return crystal
+
+
+def _check_cell(crystal: Crystal) -> None:
+    edges, angles = crystal.cell[:3], crystal.cell[3:]
+    text = " ".join(f"{value:g}" for value in crystal.cell)
+    if not np.all(np.isfinite(crystal.cell)) or edges.min() < 0.5 or edges.max() > LARGEST_EDGE:
+        raise Rejected(f"absurd cell ({text}): edges must lie between 0.5 and {LARGEST_EDGE:g} Å")
+    if angles.min() <= 10 or angles.max() >= 170 or np.linalg.det(crystal.metric) <= 1e-6:
+        raise Rejected(f"absurd cell ({text}): its angles span no volume")
+    if crystal.volume > LARGEST_VOLUME:
+        raise Rejected(f"absurd cell ({text}): volume {crystal.volume:.3g} Å³ is above {LARGEST_VOLUME:g}")
+
+
+def _check_sites(crystal: Crystal) -> None:
+    if not crystal.species:
+        raise Rejected("no atoms")
+    if not np.all(np.isfinite(crystal.positions)):
+        raise Rejected("a coordinate is not a number")
+    for name, occupancy, b_iso in zip(crystal.species, crystal.occupancy, crystal.b_iso, strict=True):
+        if not 0 < occupancy <= 1 + 1e-6:
+            raise Rejected(f"occupancy {occupancy:g} of {name} lies outside (0, 1]")
+        if not np.isfinite(b_iso):
+            raise Rejected(f"displacement parameter of {name} is not a number")
+
+
+def _check_distances(crystal: Crystal) -> None:
+    """Refuse atoms nearer than `SHORTEST_DISTANCE` unless they share a place by partial occupancy."""
+    from scipy.spatial import cKDTree
+
+    wrapped = crystal.positions % 1.0
+    edges = crystal.cell[:3]
+    orthogonal = np.linalg.cholesky(crystal.metric)  # rows: cell vectors in Cartesian Å
+    # Each atom near a face gets an image on the far side; a margin in fractional units covers any angle.
+    heights = 1.0 / np.sqrt(np.diag(np.linalg.inv(crystal.metric)))
+    margin = np.minimum(SHORTEST_DISTANCE / heights, 0.5)
+    images, owners = [wrapped], [np.arange(len(wrapped))]
+    for axis in range(3):
+        points, index = np.concatenate(images), np.concatenate(owners)
+        low, high = points[:, axis] < margin[axis], points[:, axis] >= 1 - margin[axis]
+        step = np.eye(3)[axis]
+        images += [points[low] + step, points[high] - step]
+        owners += [index[low], index[high]]
+    points, index = np.concatenate(images), np.concatenate(owners)
+    pairs = cKDTree(points @ orthogonal).query_pairs(SHORTEST_DISTANCE, output_type="ndarray")
+    first, second = index[pairs[:, 0]], index[pairs[:, 1]]
+    shared = crystal.occupancy[first] + crystal.occupancy[second]
+    clash = (shared > 1.05) & ((pairs[:, 0] < len(wrapped)) | (pairs[:, 1] < len(wrapped)))
+    if clash.any():
+        one, other = first[clash][0], second[clash][0]
+        raise Rejected(
+            f"overlapping atoms: {crystal.species[one]} and {crystal.species[other]} "
+            f"lie within {SHORTEST_DISTANCE:g} Å with a summed occupancy of {shared[clash][0]:.3g} "
+            f"(cell edges {edges[0]:g} {edges[1]:g} {edges[2]:g} Å)"
+        )

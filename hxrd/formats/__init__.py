@@ -1,0 +1,1 @@
+"""Measured pattern files: one module a format."""

@@ -1,0 +1,1 @@
+"""Scattering lengths and form factors, reflections, instruments."""

@@ -1,0 +1,1 @@
+"""Where an identifier becomes a crystal: one module a source, one small protocol."""

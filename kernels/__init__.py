@@ -1,0 +1,1 @@
+"""Compiled kernels: powder patterns (Numba) and the fused convolution (Triton). Nothing of hxrd is imported here."""
