@@ -1,0 +1,184 @@
+"""Instruments: what a diffractometer does to the reflections of a crystal, as small TOML files."""
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from hxrd.errors import InputError, UsageError
+
+Probe = Literal["neutron", "xray"]
+ScatteringTable = Literal["sears1992", "periodictable", "it92"]
+
+# Kα lines in Å and the weight of each in the doublet: Hölzer et al. (1997), Phys. Rev. A 56, 4554.
+_K_ALPHA = {
+    "Cr": (2.2897260, 2.2936510),
+    "Fe": (1.9360410, 1.9399730),
+    "Co": (1.7889960, 1.7928350),
+    "Cu": (1.5405929, 1.5444274),
+    "Mo": (0.7093171, 0.7136070),
+    "Ag": (0.5594218, 0.5638131),
+}
+_DOUBLET_WEIGHTS = (2 / 3, 1 / 3)
+LARGEST_GRID = 200_000
+
+
+class Instrument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A constant-wavelength powder diffractometer.
+
+    Parameters
+    ----------
+    name, description, source : str
+        What it is, and where its numbers come from.
+    probe : {"neutron", "xray"}
+        The radiation.
+    wavelengths : tuple of (float, float)
+        Wavelength in Å and weight of each line.
+    scattering_table : {"sears1992", "periodictable", "it92"}
+        Neutron scattering lengths of Sears (1992), Neutron News 3, 26 (real, elements and D), or those
+        of periodictable (complex, with isotopes); X-ray form factors of International Tables C (1992).
+    caglioti_u, caglioti_v, caglioti_w : float
+        Gaussian FWHM² = U tan²θ + V tanθ + W, in deg² (Caglioti, Paoletti & Ricci 1958).
+    lorentzian_x, lorentzian_y : float
+        Lorentzian FWHM = X / cosθ + Y tanθ, in degrees.
+    axial_divergence : float
+        Size of the low-angle tail: the kernel reaches ½ (180/π) s² / tan 2θ degrees; 0 for none.
+    two_theta : tuple of (start, stop, step)
+        Grid in degrees, both ends included.
+    """
+
+    name: str
+    description: str
+    source: str
+    probe: Probe
+    wavelengths: tuple[tuple[float, float], ...]
+    scattering_table: ScatteringTable
+    caglioti_u: float
+    caglioti_v: float
+    caglioti_w: float
+    lorentzian_x: float
+    lorentzian_y: float
+    axial_divergence: float
+    two_theta: tuple[float, float, float]
+
+    @property
+    def wavelength(self) -> float:
+        """Weighted mean wavelength in Å."""
+        lines = np.array(self.wavelengths)
+        return float(np.average(lines[:, 0], weights=lines[:, 1]))
+
+    def grid(self) -> NDArray[np.float64]:
+        """Scattering angles 2θ in degrees, shape (n_points,)."""
+        start, stop, step = self.two_theta
+        n_points = round((stop - start) / step) + 1
+        return np.round(start + step * np.arange(n_points), 10)
+
+
+def preset_names() -> list[str]:
+    """Names of the instruments that hxrd carries."""
+    folder = resources.files("hxrd.physics") / "instruments"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_instrument(name_or_path: str) -> Instrument:
+    """Read a preset by name, or a user's TOML file.
+
+    Raises
+    ------
+    UsageError
+        No such preset or file.
+    InputError
+        A file that is not a valid instrument; the offending field is named.
+    """
+    path = Path(name_or_path)
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise UsageError(f"instrument file {path} does not exist")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"instrument file {path} cannot be read as text ({error})") from error
+    elif name_or_path in preset_names():
+        text = (resources.files("hxrd.physics") / "instruments" / f"{name_or_path}.toml").read_text("utf-8")
+    else:
+        raise UsageError(
+            f"no instrument preset {name_or_path!r}: choose one of {', '.join(preset_names())}, "
+            "or give a file that ends in .toml"
+        )
+    try:
+        instrument = msgspec.convert(tomllib.loads(text), Instrument)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise InputError(f"instrument {name_or_path}: {error}") from error
+    return _checked(instrument)
+
+
+def parse_wavelength(text: str) -> tuple[tuple[float, float], ...]:
+    """Turn ``1.5406``, ``CuKa``, ``CuKa1`` or ``MoKa2`` into lines of (wavelength in Å, weight).
+
+    Raises
+    ------
+    UsageError
+        Not a positive number and not a known line.
+    """
+    element, _, line = text.partition("K")
+    if element in _K_ALPHA and line in ("a", "a1", "a2"):
+        lines = _K_ALPHA[element]
+        if line == "a":
+            return tuple(zip(lines, _DOUBLET_WEIGHTS, strict=True))
+        return ((lines[int(line[1]) - 1], 1.0),)
+    try:
+        wavelength = float(text)
+    except ValueError:
+        names = ", ".join(f"{element}Ka" for element in _K_ALPHA)
+        raise UsageError(f"wavelength {text!r} is neither a number in Å nor one of {names}") from None
+    if not 0.01 <= wavelength <= 100:
+        raise UsageError(f"wavelength {text} Å is impossible: give 0.01 to 100 Å")
+    return ((wavelength, 1.0),)
+
+
+def with_overrides(
+    instrument: Instrument,
+    probe: Probe | None = None,
+    wavelength: str | None = None,
+    two_theta: tuple[float, float, float] | None = None,
+) -> Instrument:
+    """Return the instrument with the parts that a user named put in place of its own.
+
+    Raises
+    ------
+    UsageError
+        An impossible wavelength or grid.
+    """
+    changes: dict[str, object] = {}
+    if probe is not None and probe != instrument.probe:
+        changes["probe"] = probe
+        changes["scattering_table"] = "it92" if probe == "xray" else "sears1992"
+    if wavelength is not None:
+        changes["wavelengths"] = parse_wavelength(wavelength)
+    if two_theta is not None:
+        changes["two_theta"] = two_theta
+    return _checked(msgspec.structs.replace(instrument, **changes)) if changes else instrument
+
+
+def _checked(instrument: Instrument) -> Instrument:
+    start, stop, step = instrument.two_theta
+    if not (0 < start < stop < 180 and 0 < step <= stop - start):
+        raise UsageError(
+            f"2θ range {start:g} {stop:g} {step:g} is impossible: degrees, 0 < START < STOP < 180, STEP > 0"
+        )
+    if (stop - start) / step > LARGEST_GRID:
+        raise UsageError(f"2θ range {start:g} {stop:g} {step:g} has over {LARGEST_GRID} points")
+    if not instrument.wavelengths or any(
+        not 0.01 <= wavelength <= 100 or weight <= 0 for wavelength, weight in instrument.wavelengths
+    ):
+        raise UsageError(f"instrument {instrument.name}: wavelengths must be 0.01 to 100 Å, weights positive")
+    if (instrument.probe == "xray") != (instrument.scattering_table == "it92"):
+        raise UsageError(
+            f"instrument {instrument.name}: scattering table {instrument.scattering_table} "
+            f"is not one for probe {instrument.probe}"
+        )
+    return instrument

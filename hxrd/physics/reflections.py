@@ -1,0 +1,108 @@
+"""The reflections of one crystal, one for each set of equivalents under its Laue class."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hxrd.crystal.crystal import Crystal
+from hxrd.kernels import powder
+from hxrd.physics.instrument import Instrument
+from hxrd.physics.packing import pack
+
+_EQUAL_PHASE = 0.02  # cycles; a real shift is at least 1/24, and files round their translations
+
+
+@dataclass(frozen=True, slots=True)
+class Reflection:
+    """A set of equivalent reflections.
+
+    Parameters
+    ----------
+    hkl : tuple of int
+        Its representative: the greatest index triple of the set.
+    multiplicity : int
+        Number of reflections in the set, Friedel mates included.
+    d_spacing : float
+        Å.
+    two_theta : float
+        Degrees, at the instrument's mean wavelength.
+    f_squared : float
+        Mean of |F|² over the set, fm² (neutrons) or electrons² (X-rays), Debye–Waller factor included.
+    intensity : float
+        multiplicity · f_squared · L (neutrons) or · L·P (X-rays), not normalised.
+    """
+
+    hkl: tuple[int, int, int]
+    multiplicity: int
+    d_spacing: float
+    two_theta: float
+    f_squared: float
+    intensity: float
+
+
+def peaks(crystal: Crystal, instrument: Instrument) -> list[Reflection]:
+    """Reflections with 2θ inside the instrument's range, sorted by 2θ, absences left out.
+
+    Parameters
+    ----------
+    crystal : Crystal
+    instrument : Instrument
+        Gives the probe, the table of scattering lengths, the mean wavelength and the range.
+
+    Raises
+    ------
+    Rejected
+        A site without a scattering length or form factor.
+    """
+    packed = pack(crystal, instrument)
+    start, stop, _ = instrument.two_theta
+    wavelength = instrument.wavelength
+    hkl, s_squared = powder.reflections_in_range(
+        packed.reciprocal_metric, *(np.sin(np.radians(np.array([start, stop]) / 2)) / wavelength)
+    )
+    allowed = ~_absent(hkl, crystal)
+    hkl, s_squared = hkl[allowed], s_squared[allowed]
+    f_squared = powder.f_squared(hkl, s_squared, *packed.atoms)
+    representatives, sets = np.unique(_representatives(hkl, crystal.rotations), axis=0, return_inverse=True)
+    sets = sets.ravel()
+    # Only one of each Friedel pair is in hkl, so a set has twice as many members.
+    members = np.bincount(sets)
+    mean_f_squared = np.bincount(sets, f_squared) / members
+    mean_s = np.sqrt(np.bincount(sets, s_squared) / members)
+    theta = np.arcsin(np.minimum(mean_s * wavelength, 1.0))
+    intensity = 2 * members * mean_f_squared * powder.lorentz_factor(theta, instrument.probe == "xray")
+    found = [
+        Reflection(
+            (int(h), int(k), int(l)),
+            int(2 * members[i]),
+            float(0.5 / mean_s[i]),
+            float(np.degrees(2 * theta[i])),
+            float(mean_f_squared[i]),
+            float(intensity[i]),
+        )
+        for i, (h, k, l) in enumerate(representatives)
+    ]
+    return sorted(found, key=lambda reflection: (reflection.two_theta, reflection.hkl))
+
+
+def _absent(hkl: NDArray[np.int64], crystal: Crystal) -> NDArray[np.bool_]:
+    """Systematic absences: an operation leaves hkl in place but shifts its phase."""
+    absent = np.zeros(len(hkl), dtype=bool)
+    for rotation, translation in zip(crystal.rotations, crystal.translations, strict=True):
+        fixed = np.all(hkl @ rotation.astype(np.int64) == hkl, axis=1)
+        phase = hkl @ translation
+        absent |= fixed & (np.abs(phase - np.round(phase)) > _EQUAL_PHASE)
+    return absent
+
+
+def _representatives(hkl: NDArray[np.int64], rotations: NDArray[np.int8]) -> NDArray[np.int64]:
+    """Return the lexicographically greatest equivalent of each reflection under the Laue class."""
+    best = hkl.copy()
+    for rotation in np.unique(rotations.astype(np.int64), axis=0):
+        for candidate in (hkl @ rotation, -(hkl @ rotation)):
+            difference = candidate - best
+            first = np.argmax(difference != 0, axis=1)
+            greater = difference[np.arange(len(hkl)), first] > 0
+            best[greater] = candidate[greater]
+    return best

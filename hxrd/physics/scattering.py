@@ -1,0 +1,92 @@
+"""How strongly an atom scatters: neutron scattering lengths and X-ray form factors."""
+
+import re
+from functools import cache
+
+import gemmi
+import numpy as np
+from numpy.typing import NDArray
+
+from hxrd.errors import Rejected
+
+_SPECIES = re.compile(r"(\d*)([A-Z][a-z]?)")
+
+
+def scattering_lengths(species: tuple[str, ...], table: str) -> NDArray[np.complex128]:
+    """Coherent neutron scattering lengths in fm, shape (n_sites,).
+
+    Parameters
+    ----------
+    species : tuple of str
+        Element symbols, ``D``, or isotopes such as ``11B``.
+    table : {"sears1992", "periodictable"}
+        Sears (1992), Neutron News 3(3), 26-37 (real; an isotope other than D comes from periodictable),
+        or periodictable's compilation, complex (b' − ib'' with b'' from absorption at 1.798 Å).
+
+    Raises
+    ------
+    Rejected
+        A species that the table does not hold.
+    """
+    return np.array([_scattering_length(name, table) for name in species], dtype=np.complex128)
+
+
+@cache
+def _scattering_length(name: str, table: str) -> complex:
+    match = _SPECIES.fullmatch(name)
+    if match is None:
+        raise Rejected(f"{name!r} is no element or isotope")
+    mass, element = match.groups()
+    length = _sears1992(element) if table == "sears1992" and not mass else _periodictable(mass, element)
+    if not length:
+        raise Rejected(f"no neutron scattering length is known for {name}")
+    return length
+
+
+def _sears1992(element: str) -> complex | None:
+    length = gemmi.Element(element).neutron92.get_coefs()[0]
+    return complex(length) if length else None
+
+
+def _periodictable(mass: str, element: str) -> complex | None:
+    import periodictable
+
+    try:
+        atom = periodictable.elements.symbol(element)
+        neutron = (atom[int(mass)] if mass else atom).neutron
+    except (ValueError, KeyError):
+        return None
+    if neutron is None or neutron.b_c is None:
+        return None
+    # Compounds of strong absorbers have no energy-independent b; periodictable gives it at 1.798 Å.
+    value = neutron.b_c_complex if getattr(neutron, "b_c_complex", None) is not None else neutron.b_c
+    return complex(value)
+
+
+def form_factor_coefficients(species: tuple[str, ...]) -> NDArray[np.float64]:
+    """Coefficients a1…a4, b1…b4, c of the X-ray form factor f(s) = Σ aᵢ exp(−bᵢ s²) + c.
+
+    s = sinθ/λ in Å⁻¹; International Tables for Crystallography C (1992), Table 6.1.1.4, neutral atoms.
+
+    Returns
+    -------
+    ndarray, shape (n_sites, 9)
+
+    Raises
+    ------
+    Rejected
+        A species without a form factor.
+    """
+    return np.array([_form_factor(name) for name in species], dtype=np.float64)
+
+
+@cache
+def _form_factor(name: str) -> tuple[float, ...]:
+    match = _SPECIES.fullmatch(name)
+    if match is None:
+        raise Rejected(f"{name!r} is no element or isotope")
+    element = gemmi.Element(match.group(2))
+    coefficients = element.it92
+    if element.atomic_number == 0 or coefficients is None:
+        raise Rejected(f"no X-ray form factor is known for {name}")
+    return (*coefficients.a, *coefficients.b, coefficients.c)
