@@ -1,0 +1,249 @@
+"""The 230 space groups: symbols, Bravais lattices, twins and extinction groups; symmetry of a crystal.
+
+Everything is computed from gemmi's operations of the reference settings (International Tables A: unique
+axis b and cell choice 1, origin 2, hexagonal axes for R); no table of groups is copied.
+"""
+
+import re
+from functools import cache
+from itertools import permutations
+
+import gemmi
+import numpy as np
+from numpy.typing import NDArray
+
+from hxrd.crystal.crystal import Crystal
+from hxrd.errors import Rejected
+
+BRAVAIS_LATTICES: tuple[str, ...] = tuple("cF cI cP hP mC mP oC oF oI oP hR tI tP aP".split())
+"""The 14 Bravais lattices, in the label order of Lolla et al. (2022)."""
+
+SPACE_GROUPS_144: tuple[int, ...] = tuple(
+    int(number)
+    for number in """
+    1 2 4 5 6 7 8 9 10 11 12 13 14 15 18 19 20 26 29 31 33 34 36 38 40 41 42 43 44 45 46 47 51 52 53 55 56 57
+    58 59 60 61 62 63 64 65 66 67 69 70 71 72 73 74 82 85 86 87 88 92 96 99 100 107 109 113 114 119 121 122
+    123 125 126 127 128 129 130 131 135 136 137 139 140 141 142 143 144 146 147 148 150 152 154 155 156 157
+    159 160 161 162 163 164 165 166 167 173 174 175 176 180 182 185 186 187 189 190 191 192 193 194 197 198
+    199 200 201 203 204 205 206 212 213 215 216 217 218 220 221 223 224 225 226 227 229 230
+    """.split()
+)
+"""The space groups with more than 50 patterns in Lolla et al. (2022), Table 1, in label order."""
+
+_ALL_GROUPS = range(1, 231)
+_FAMILY_LETTERS = {
+    "triclinic": "a",
+    "monoclinic": "m",
+    "orthorhombic": "o",
+    "tetragonal": "t",
+    "trigonal": "h",
+    "hexagonal": "h",
+    "cubic": "c",
+}
+# Conditions reach 6n (6_1 axes) and 4n (d glides), so a cube of this half-width shows every one of them.
+_LARGEST_INDEX = 8
+
+
+@cache
+def _reference(number: int) -> gemmi.SpaceGroup:
+    if number not in _ALL_GROUPS:
+        raise ValueError(f"space group {number} is not between 1 and 230")
+    return gemmi.get_spacegroup_reference_setting(int(number))
+
+
+def crystal_system(number: int) -> str:
+    """Return the crystal system (``triclinic`` … ``cubic``; trigonal groups are ``trigonal``).
+
+    Raises
+    ------
+    ValueError
+        `number` is not between 1 and 230; so for all functions of this module that take a number.
+    """
+    return _reference(number).crystal_system_str()
+
+
+@cache
+def bravais_lattice(number: int) -> str:
+    """Return the Bravais lattice of a space group, one of `BRAVAIS_LATTICES`."""
+    centring = _reference(number).hm[0]
+    one_face = {"A": "C", "B": "C"}
+    return _FAMILY_LETTERS[crystal_system(number)] + one_face.get(centring, centring)
+
+
+@cache
+def symbol(number: int) -> str:
+    """Return the short Hermann–Mauguin symbol of the reference setting.
+
+    Screw axes have an underscore, and a blank stands only where two digits would touch otherwise:
+    ``Fm-3m``, ``P2_1/c``, ``P6_3/mmc``, ``P-4 2_1m``, ``P4_1 2_1 2``.
+    """
+    lattice, *directions = _reference(number).hm.split()
+    if crystal_system(number) == "monoclinic":
+        directions = [part for part in directions if part != "1"]
+    text = lattice
+    for part in directions:
+        separator = " " if text[-1].isdigit() and part[0].isdigit() else ""
+        text += separator + re.sub(r"^([2346])([1-5])", r"\1_\2", part)
+    return text
+
+
+@cache
+def enantiomorph(number: int) -> int | None:
+    """Return the number of the other hand's group, or None for a group that is its own mirror image.
+
+    The twin has the same rotations and the same absences; only the sense of its screw axes differs.
+    """
+    if not _reference(number).is_enantiomorphic():
+        return None
+    own = _rotation_set(number)
+    twins = [
+        other
+        for other in _ALL_GROUPS
+        if other != number
+        and _reference(other).is_enantiomorphic()
+        and _rotation_set(other) == own
+        and np.array_equal(_absences(other), _absences(number))
+    ]
+    (twin,) = twins
+    return twin
+
+
+def _rotation_set(number: int) -> frozenset[tuple[int, ...]]:
+    return frozenset(tuple(np.ravel(op.rot).tolist()) for op in _reference(number).operations().sym_ops)
+
+
+def merged_number(number: int) -> int:
+    """Return the number under which a group and its enantiomorph are counted: the lower of the two."""
+    return min(number, enantiomorph(number) or number)
+
+
+def merged_symbol(number: int) -> str:
+    """Return the symbol, or both symbols of an enantiomorphic pair, lower number first."""
+    twin = enantiomorph(number)
+    if twin is None:
+        return symbol(number)
+    return " | ".join(symbol(member) for member in sorted((number, twin)))
+
+
+@cache
+def _indices() -> NDArray[np.int32]:
+    """All hkl of a cube around the origin, shape ((2 n + 1)³, 3)."""
+    one = np.arange(-_LARGEST_INDEX, _LARGEST_INDEX + 1, dtype=np.int32)
+    return np.stack(np.meshgrid(one, one, one, indexing="ij"), axis=-1).reshape(-1, 3)
+
+
+@cache
+def _absences(number: int) -> NDArray[np.bool_]:
+    """Which of `_indices` the group extinguishes, shape ((2 n + 1)³,)."""
+    return np.asarray(_reference(number).operations().systematic_absences(_indices()), dtype=bool)
+
+
+def _absence_key(number: int) -> tuple[str, bytes]:
+    """Crystal family and absences; for orthorhombic groups, whose axes are conventional, in any order."""
+    family = bravais_lattice(number)[0]
+    width = 2 * _LARGEST_INDEX + 1
+    cube = _absences(number).reshape(width, width, width)
+    orders = permutations(range(3)) if family == "o" else [(0, 1, 2)]
+    return family, min(np.packbits(cube.transpose(order)).tobytes() for order in orders)
+
+
+@cache
+def extinction_groups() -> dict[str, tuple[int, ...]]:
+    """Return the 99 classes of space groups that a powder pattern's line positions cannot tell apart.
+
+    Two groups share a class when they belong to one crystal family and extinguish the same reflections
+    (trigonal P and hexagonal groups share a lattice, and so a class, where the absences agree).
+
+    Returns
+    -------
+    dict of str to tuple of int
+        Label (see `extinction_group`) → its space groups, ascending; in the order of the lowest member.
+    """
+    members: dict[tuple[str, bytes], list[int]] = {}
+    for number in _ALL_GROUPS:
+        members.setdefault(_absence_key(number), []).append(number)
+    return {_extinction_label(numbers): tuple(numbers) for numbers in members.values()}
+
+
+def _extinction_label(numbers: list[int]) -> str:
+    return f"{bravais_lattice(numbers[0])}:{symbol(numbers[0])}"
+
+
+@cache
+def _label_by_number() -> dict[int, str]:
+    return {number: label for label, numbers in extinction_groups().items() for number in numbers}
+
+
+def extinction_group(number: int) -> str:
+    """Return the label of the group's extinction class (see `extinction_groups`)."""
+    _reference(number)
+    return _label_by_number()[number]
+
+
+def find_symmetry(crystal: Crystal, tolerance: float = 1e-3) -> Crystal:
+    """Return the crystal with the space group and operations that its own atoms obey.
+
+    Parameters
+    ----------
+    crystal : Crystal
+        Positions are compared within `tolerance`; atoms are alike when their species, occupancies and
+        displacement parameters agree, and species that share a position count as one atom.
+    tolerance : float
+        Largest distance in Å between an atom and its image.
+
+    Returns
+    -------
+    Crystal
+        The same cell and sites, with `space_group`, `rotations` and `translations` in that cell.
+
+    Raises
+    ------
+    Rejected
+        The symmetry search failed.
+
+    References
+    ----------
+    Shinohara, Togo & Tanaka (2023), *Acta Cryst.* A79, 390 (the algorithm of moyo).
+    """
+    import dataclasses
+
+    import moyopy
+
+    positions, kinds = _atoms_by_position(crystal)
+    basis = np.linalg.cholesky(crystal.metric)
+    try:
+        found = moyopy.MoyoDataset(moyopy.Cell(basis.tolist(), positions.tolist(), kinds), symprec=tolerance)
+    except ValueError as error:
+        raise Rejected(f"no symmetry found within {tolerance:g} Å ({error})") from error
+    return dataclasses.replace(
+        crystal,
+        space_group=int(found.number),
+        rotations=np.asarray(found.operations.rotations, dtype=np.int8),
+        translations=np.asarray(found.operations.translations, dtype=np.float64) % 1.0,
+    )
+
+
+def _atoms_by_position(crystal: Crystal) -> tuple[NDArray[np.float64], list[int]]:
+    """Join species that share a position; number the different mixtures.
+
+    Returns
+    -------
+    positions : ndarray, shape (n_atoms, 3)
+        One row for each different position.
+    kinds : list of int, length n_atoms
+        Equal numbers for equal mixtures of species, occupancy and displacement.
+    """
+    rounded = np.round(crystal.positions % 1.0, 5) % 1.0
+    mixtures: dict[tuple[float, ...], list[tuple[str, float, float]]] = {}
+    first: dict[tuple[float, ...], int] = {}
+    for index, place in enumerate(map(tuple, rounded.tolist())):
+        content = (
+            crystal.species[index],
+            round(float(crystal.occupancy[index]), 3),
+            round(float(crystal.b_iso[index]), 2),
+        )
+        mixtures.setdefault(place, []).append(content)
+        first.setdefault(place, index)
+    numbers: dict[tuple[tuple[str, float, float], ...], int] = {}
+    kinds = [numbers.setdefault(tuple(sorted(content)), len(numbers) + 1) for content in mixtures.values()]
+    return crystal.positions[list(first.values())], kinds
