@@ -99,6 +99,7 @@ def test_outputs_must_match_classes(tmp_path):
     [
         {"grid": (3.0, 155.0, 0.0)},
         {"grid": (10.0, 5.0, 0.1)},
+        {"grid": (3.0, 155.0, 0.07)},
         {"wavelength": -1.0},
         {"temperature": 0.0},
         {"low_confidence": 2.0},

@@ -79,6 +79,9 @@ class ModelMetadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         start, stop, step = self.grid
         if not (0 <= start < stop < 180 and 0 < step <= stop - start):
             raise ValueError("grid must satisfy 0 <= start < stop < 180 and 0 < step")
+        steps = (stop - start) / step
+        if abs(steps - round(steps)) > 1e-3:
+            raise ValueError("grid must reach its stop by whole steps")
         if not (math.isfinite(self.wavelength) and self.wavelength > 0):
             raise ValueError("wavelength must be above 0")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
@@ -96,7 +99,7 @@ class ModelMetadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     def n_points(self) -> int:
         """Number of points of the grid, both ends included."""
         start, stop, step = self.grid
-        return math.floor((stop - start) / step + 1e-6) + 1
+        return round((stop - start) / step) + 1
 
 
 def _check_classes(task: str, classes: tuple[int | str, ...]) -> None:
