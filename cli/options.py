@@ -256,6 +256,23 @@ logging_options = _stack(
 )
 
 
+def set_workers(workers: int | None) -> None:
+    """Let compiled loops use this many processor threads; None leaves it at all.
+
+    Raises
+    ------
+    UsageError
+        More than this machine allows.
+    """
+    if workers is None:
+        return
+    import numba
+
+    if workers > numba.config.NUMBA_NUM_THREADS:
+        raise UsageError(f"--workers {workers}: this machine allows {numba.config.NUMBA_NUM_THREADS}")
+    numba.set_num_threads(workers)
+
+
 def resolve_instrument(
     name: str,
     probe: "Probe | None" = None,
