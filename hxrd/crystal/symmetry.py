@@ -15,19 +15,23 @@ from numpy.typing import NDArray
 from hxrd.crystal.crystal import Crystal
 from hxrd.errors import Rejected
 
-BRAVAIS_LATTICES: tuple[str, ...] = tuple("cF cI cP hP mC mP oC oF oI oP hR tI tP aP".split())
+BRAVAIS_LATTICES: tuple[str, ...] = (
+    *("cF", "cI", "cP", "hP", "mC", "mP", "oC"),
+    *("oF", "oI", "oP", "hR", "tI", "tP", "aP"),
+)
 """The 14 Bravais lattices, in the label order of Lolla et al. (2022)."""
 
-SPACE_GROUPS_144: tuple[int, ...] = tuple(
-    int(number)
-    for number in """
-    1 2 4 5 6 7 8 9 10 11 12 13 14 15 18 19 20 26 29 31 33 34 36 38 40 41 42 43 44 45 46 47 51 52 53 55 56 57
-    58 59 60 61 62 63 64 65 66 67 69 70 71 72 73 74 82 85 86 87 88 92 96 99 100 107 109 113 114 119 121 122
-    123 125 126 127 128 129 130 131 135 136 137 139 140 141 142 143 144 146 147 148 150 152 154 155 156 157
-    159 160 161 162 163 164 165 166 167 173 174 175 176 180 182 185 186 187 189 190 191 192 193 194 197 198
-    199 200 201 203 204 205 206 212 213 215 216 217 218 220 221 223 224 225 226 227 229 230
-    """.split()
+# fmt: off
+SPACE_GROUPS_144: tuple[int, ...] = (
+    1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 18, 19, 20, 26, 29, 31, 33, 34, 36, 38, 40, 41,
+    42, 43, 44, 45, 46, 47, 51, 52, 53, 55, 56, 57, 58, 59, 60, 61, 62, 63, 64, 65, 66, 67, 69, 70,
+    71, 72, 73, 74, 82, 85, 86, 87, 88, 92, 96, 99, 100, 107, 109, 113, 114, 119, 121, 122, 123,
+    125, 126, 127, 128, 129, 130, 131, 135, 136, 137, 139, 140, 141, 142, 143, 144, 146, 147, 148,
+    150, 152, 154, 155, 156, 157, 159, 160, 161, 162, 163, 164, 165, 166, 167, 173, 174, 175, 176,
+    180, 182, 185, 186, 187, 189, 190, 191, 192, 193, 194, 197, 198, 199, 200, 201, 203, 204, 205,
+    206, 212, 213, 215, 216, 217, 218, 220, 221, 223, 224, 225, 226, 227, 229, 230,
 )
+# fmt: on
 """The space groups with more than 50 patterns in Lolla et al. (2022), Table 1, in label order."""
 
 _ALL_GROUPS = range(1, 231)
@@ -138,35 +142,53 @@ def _absences(number: int) -> NDArray[np.bool_]:
     return np.asarray(_reference(number).operations().systematic_absences(_indices()), dtype=bool)
 
 
-def _absence_key(number: int) -> tuple[str, bytes]:
-    """Crystal family and absences; for orthorhombic groups, whose axes are conventional, in any order."""
+def _absence_key(number: int) -> tuple[str, bytes, tuple[str, ...]]:
+    """Crystal family, absences (orthorhombic axes in any order), own screw axes that show."""
     family = bravais_lattice(number)[0]
     width = 2 * _LARGEST_INDEX + 1
     cube = _absences(number).reshape(width, width, width)
-    orders = permutations(range(3)) if family == "o" else [(0, 1, 2)]
-    return family, min(np.packbits(cube.transpose(order)).tobytes() for order in orders)
+    if family == "o":
+        return (
+            family,
+            min(np.packbits(cube.transpose(order)).tobytes() for order in permutations(range(3))),
+            (),
+        )
+    return family, np.packbits(cube).tobytes(), tuple(filter(None, _visible_screws(number)))
 
 
 @cache
 def extinction_groups() -> dict[str, tuple[int, ...]]:
-    """Return the 99 classes of space groups that a powder pattern's line positions cannot tell apart.
+    """Return the 99 classes of space groups with one extinction symbol each.
 
-    Two groups share a class when they belong to one crystal family and extinguish the same reflections
-    (trigonal P and hexagonal groups share a lattice, and so a class, where the absences agree).
+    Two groups share a class when they belong to one crystal family and extinguish the same reflections,
+    whatever their Laue class: a powder pattern's line positions cannot tell them apart. As in the tables,
+    ``hP 3_1 - -`` stands beside ``hP 6_2 - -`` and ``cP 2_1 - -`` beside ``cP 4_2 - -``: these two pairs
+    extinguish the same reflections by different axes (counted by absences alone, there are 97 classes).
 
     Returns
     -------
     dict of str to tuple of int
         Label (see `extinction_group`) → its space groups, ascending; in the order of the lowest member.
+
+    References
+    ----------
+    Looijenga-Vos & Buerger, *International Tables for Crystallography* A, Table 3.1.4.1 (symbols).
     """
-    members: dict[tuple[str, bytes], list[int]] = {}
+    members: dict[tuple[str, bytes, tuple[str, ...]], list[int]] = {}
     for number in _ALL_GROUPS:
         members.setdefault(_absence_key(number), []).append(number)
     return {_extinction_label(numbers): tuple(numbers) for numbers in members.values()}
 
 
-def _extinction_label(numbers: list[int]) -> str:
-    return f"{bravais_lattice(numbers[0])}:{symbol(numbers[0])}"
+def extinction_group(number: int) -> str:
+    """Return the family letter and extinction symbol of a group's class, such as ``oP n - a``.
+
+    The symbol keeps the glide planes and those screw axes whose absences neither the centring nor a
+    glide plane explains, in the reference setting of the class's most symmetric group; a dash is a
+    direction without absences of its own.
+    """
+    _reference(number)
+    return _label_by_number()[number]
 
 
 @cache
@@ -174,10 +196,68 @@ def _label_by_number() -> dict[int, str]:
     return {number: label for label, numbers in extinction_groups().items() for number in numbers}
 
 
-def extinction_group(number: int) -> str:
-    """Return the label of the group's extinction class (see `extinction_groups`)."""
-    _reference(number)
-    return _label_by_number()[number]
+def _extinction_label(numbers: list[int]) -> str:
+    highest = numbers[-1]
+    model = min((highest, enantiomorph(highest) or highest), key=symbol)  # 4_1 rather than 4_3
+    family = bravais_lattice(model)[0]
+    lattice, *directions = _reference(model).hm.split()
+    screws = _visible_screws(model)
+    parts = []
+    for direction, screw in zip(directions, screws, strict=True):
+        plane = direction.rsplit("/", 1)[-1]
+        glide = plane if plane in "abcden" else ""
+        parts.append(
+            "/".join(filter(None, (screw, glide))) or ("1" if family == "m" and plane == "1" else "-")
+        )
+    if family != "a":
+        parts += ["-"] * ((2 if lattice == "R" else 3) - len(parts))
+    return f"{family}{lattice} {' '.join(parts)}"
+
+
+def _visible_screws(number: int) -> list[str]:
+    """For each direction of the symbol, its screw axis (the hand of lower index) if absences show it.
+
+    An axis shows when it extinguishes reflections of its own row that no centring vector and no glide
+    plane extinguishes already.
+    """
+    family = bravais_lattice(number)[0]
+    operations = _reference(number).operations()
+    planes = [op for op in operations if _is_plane_or_translation(op)]
+    directions = _reference(number).hm.split()[1:]
+    screws = []
+    for direction, row in zip(directions, _ROWS[family], strict=False):
+        match = re.match(r"([2346])([1-5])", direction)
+        if match is None:
+            screws.append("")
+            continue
+        own = [[order * index for index in row] for order in range(1, 7)]
+        shows = any(
+            operations.is_systematically_absent(hkl) and not any(_extinguishes(op, hkl) for op in planes)
+            for hkl in own
+        )
+        order, pitch = int(match[1]), int(match[2])
+        screws.append(f"{order}_{min(pitch, order - pitch)}" if shows else "")
+    return screws
+
+
+_ROWS = {
+    "a": [(1, 0, 0)],
+    "m": [(1, 0, 0), (0, 1, 0), (0, 0, 1)],
+    "o": [(1, 0, 0), (0, 1, 0), (0, 0, 1)],
+    "t": [(0, 0, 1), (1, 0, 0), (1, 1, 0)],
+    "h": [(0, 0, 1), (1, 0, 0), (1, 1, 0)],
+    "c": [(1, 0, 0), (1, 1, 1), (1, 1, 0)],
+}
+"""Reciprocal rows along the symmetry directions, in the order of the Hermann–Mauguin symbol."""
+
+
+def _is_plane_or_translation(op: gemmi.Op) -> bool:
+    rotation = np.array(op.rot) // op.DEN
+    return bool(np.trace(rotation) == 3 or (np.trace(rotation) == 1 and np.linalg.det(rotation) < 0))
+
+
+def _extinguishes(op: gemmi.Op, hkl: list[int]) -> bool:
+    return op.apply_to_hkl(hkl) == hkl and np.dot(hkl, op.tran) % op.DEN != 0
 
 
 def find_symmetry(crystal: Crystal, tolerance: float = 1e-3) -> Crystal:
