@@ -268,8 +268,8 @@ def set_workers(workers: int | None) -> None:
         return
     import numba
 
-    if workers > numba.config.NUMBA_NUM_THREADS:
-        raise UsageError(f"--workers {workers}: this machine allows {numba.config.NUMBA_NUM_THREADS}")
+    if workers > numba.get_num_threads():
+        raise UsageError(f"--workers {workers}: this machine allows {numba.get_num_threads()}")
     numba.set_num_threads(workers)
 
 
