@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 NOISE_LIMIT = 4.0  # residuals below this many sigma count as background
 PRIOR_BINS = 20.0  # weight of the whole pattern's noise offset against the local one, in bins
 NOISE_FLOOR = 0.1  # the noise model's smallest background, as a part of its mean
+SHADOW = 0.5  # a pattern that begins below this part of the background beyond begins in shadow
 # Standard deviation of a unit white noise: of its second difference; after the kernel (1 4 6 4 1)/16.
 SECOND_DIFFERENCE = np.sqrt(6.0)
 SMOOTHED = np.sqrt(70.0) / 16.0
@@ -37,11 +38,13 @@ class Background(NamedTuple):
     """The even grid on which peaks are clipped, and the way back to the source's points.
 
     `bins` (n_coarse) lie on the source grid; `window` (n_coarse,) is the largest half-width in bins,
-    never decreasing; `interval` and `fraction` (n_source,) place the source's points between bin centres.
+    never decreasing; `n_start` is the number of bins in which a shadow at the low end is looked for;
+    `interval` and `fraction` (n_source,) place the source's points between bin centres.
     """
 
     bins: Bins
     window: NDArray[np.int64]
+    n_start: int
     interval: NDArray[np.int64]
     fraction: NDArray[np.float64]
 
@@ -72,7 +75,7 @@ def bins_on(source: NDArray[np.float64], edges: NDArray[np.float64], gain: NDArr
 
 
 def background_on(
-    source: NDArray[np.float64], edges: NDArray[np.float64], window: NDArray[np.int64]
+    source: NDArray[np.float64], edges: NDArray[np.float64], window: NDArray[np.int64], n_start: int
 ) -> Background:
     """Plan the peak clipping on even bins.
 
@@ -84,6 +87,8 @@ def background_on(
         Edges of the even bins, within the source's range.
     window : ndarray, shape (n_coarse,)
         Largest half-width of the clipping in bins; never decreasing.
+    n_start : int
+        Number of bins, from the first, in which the shadow of a beam stop is looked for.
 
     Returns
     -------
@@ -96,7 +101,7 @@ def background_on(
     # Beyond the outermost centres the background goes on as it stands there.
     fraction = np.clip((source - centres[index]) / span, 0.0, 1.0)
     bins = bins_on(source, edges, np.ones(len(centres)))
-    return Background(bins, window.astype(np.int64), index.astype(np.int64), fraction)
+    return Background(bins, window.astype(np.int64), n_start, index.astype(np.int64), fraction)
 
 
 @njit(cache=True, nogil=True)
@@ -185,6 +190,23 @@ def _lift_to_middle(background, smooth, sigma, window):
 
 
 @njit(cache=True, nogil=True)
+def _shadow_filled(smooth, level, n_start):
+    """Where a pattern begins in the shadow of the beam stop, raise that run to the background beyond it.
+
+    If so, `level` (the clipped curve) starts afresh as a copy of the raised `smooth`.
+    """
+    beyond = np.median(level[: max(n_start, 1)])
+    if not smooth[0] < SHADOW * beyond:
+        return False
+    for i in range(len(smooth)):
+        if smooth[i] >= beyond:
+            break
+        smooth[i] = beyond
+    level[:] = smooth
+    return True
+
+
+@njit(cache=True, nogil=True)
 def _background(intensity, source, plan, out):
     n = len(plan.window)
     counts, smooth = np.empty(n), np.empty(n)
@@ -192,6 +214,8 @@ def _background(intensity, source, plan, out):
     _smoothed(counts, smooth)
     level = smooth.copy()
     _clip_peaks(level, plan.window)
+    if _shadow_filled(smooth, level, plan.n_start):
+        _clip_peaks(level, plan.window)
     sigma = _noise(counts, level) * SMOOTHED
     _lift_to_middle(level, smooth, sigma, plan.window)
     for j in range(len(source)):

@@ -9,6 +9,8 @@ Training and use run the very same code. In order:
    invariant). The half-window grows with the resolution, w = 2.5° + 1.2°·tan θ, at most 8°. The clipped
    curve is the noise's lower envelope; the mean residual of the peak-free bins around, in units
    of a Poisson-like noise √background, lifts it to the middle. It is then subtracted.
+   A pattern that begins in the shadow of the beam stop, below half of the background's median over its
+   first 30°, has that dark run raised to the median first; else the shadow's end would stay as a hump.
 2. **Wavelength**. Equal d means equal sin θ/λ, so sin θ' = sin θ·λ'/λ: each bin of the model's grid has its
    edges on the measured axis, and the mean of the measured intensity (piecewise linear between its
    points) between these edges is the exact integral over the width: conservative, and an average
@@ -39,6 +41,7 @@ from hxrd.kernels.rebin import Background, Bins, background_on, bins_on, estimat
 
 BACKGROUND_STEP = 0.1  # degrees
 WINDOW_BASE, WINDOW_SLOPE, WINDOW_LARGEST = 2.5, 1.2, 8.0  # degrees
+SHADOW_RANGE = 30.0  # degrees
 LEAST_COVERED = 0.25  # of the model's range of sin θ/λ; below, the pattern is `out-of-range`
 FEWEST_POINTS = 10
 LARGEST_BACKGROUND_BINS = 20_000
@@ -283,7 +286,7 @@ def _background_plan(source: NDArray[np.float64]) -> Background:
     # tan θ grows without bound towards 180°; the largest window is reached long before.
     width = WINDOW_BASE + WINDOW_SLOPE * np.tan(np.radians(np.minimum(centres, 170.0)) / 2)
     window = np.maximum(np.round(np.minimum(width, WINDOW_LARGEST) / step), 1)
-    return background_on(source, edges, window.astype(np.int64))
+    return background_on(source, edges, window.astype(np.int64), round(SHADOW_RANGE / step))
 
 
 def _target_plan(source: NDArray[np.float64], wavelength: float, target: Grid, probe: Probe) -> Bins:
