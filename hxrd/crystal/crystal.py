@@ -79,13 +79,20 @@ def checked(crystal: Crystal) -> Crystal:
         An absurd cell, no atoms, an occupancy outside (0, 1], a coordinate or displacement parameter
         that is not a number, or overlapping atoms.
     """
-    _check_cell(crystal)
+    check_cell(crystal)
     _check_sites(crystal)
     _check_distances(crystal)
     return crystal
 
 
-def _check_cell(crystal: Crystal) -> None:
+def check_cell(crystal: Crystal) -> None:
+    """Refuse a cell that no crystal has.
+
+    Raises
+    ------
+    Rejected
+        An edge or the volume is out of bounds, or the angles span no volume.
+    """
     edges, angles = crystal.cell[:3], crystal.cell[3:]
     text = " ".join(f"{value:g}" for value in crystal.cell)
     if not np.all(np.isfinite(crystal.cell)) or edges.min() < 0.5 or edges.max() > LARGEST_EDGE:
