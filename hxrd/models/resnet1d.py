@@ -1,6 +1,7 @@
 """The ResNet-18-1D of Lolla et al. (2022), J. Appl. Cryst. 55, in the paper's and the released form.
 
-Shape suffixes: B batch, C channels, L positions along the pattern, K classes.
+Activations are channels-last, which suits LayerNorm over the channels and the convolutions alike.
+Shape suffixes: B batch, L positions along the pattern, C channels, K classes.
 """
 
 from typing import Literal
@@ -8,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from hxrd.kernels import pooled_norm
 
 Variant = Literal["paper", "released"]
 
@@ -28,10 +31,21 @@ class ConvNorm(nn.Module):
         self.layer_norm = nn.LayerNorm(channels_out, eps=1e-5)
         self.dropout = dropout
 
-    def forward(self, x_BCL: Tensor) -> Tensor:
-        """Map (B, C_in, L) to (B, C_out, L')."""
-        y_BCL = functional.dropout(self.conv(x_BCL), self.dropout, self.training)
-        return self.layer_norm(y_BCL.transpose(1, 2)).transpose(1, 2)
+    def convolved(self, x_BLC: Tensor) -> Tensor:
+        """Convolution and dropout alone: map (B, L, C_in) to (B, L', C_out)."""
+        # A channels-last 2D convolution of height 1: torch's 1D one would copy to channels-first and back.
+        y_BC1L = functional.conv2d(
+            x_BLC.transpose(1, 2).unsqueeze(2),
+            self.conv.weight.unsqueeze(2),
+            stride=(1, self.conv.stride[0]),
+            padding=(0, int(self.conv.padding[0])),
+        )
+        y_BLC = y_BC1L.squeeze(2).transpose(1, 2)
+        return functional.dropout(y_BLC, self.dropout, self.training) if self.dropout else y_BLC
+
+    def forward(self, x_BLC: Tensor) -> Tensor:
+        """Map (B, L, C_in) to (B, L', C_out)."""
+        return self.layer_norm(self.convolved(x_BLC))
 
 
 class ResidualBlock(nn.Module):
@@ -43,10 +57,10 @@ class ResidualBlock(nn.Module):
         self.conv2 = ConvNorm(channels_out, channels_out, kernel, 1, kernel // 2, dropout)
         self.downsample = ConvNorm(channels_in, channels_out, 1, stride, 0, 0.0)
 
-    def forward(self, x_BCL: Tensor) -> Tensor:
-        """Map (B, C_in, L) to (B, C_out, L')."""
-        y_BCL = self.conv2(functional.gelu(self.conv1(x_BCL)))
-        return functional.gelu(y_BCL + self.downsample(x_BCL))
+    def forward(self, x_BLC: Tensor) -> Tensor:
+        """Map (B, L, C_in) to (B, L', C_out)."""
+        y_BLC = self.conv2(functional.gelu(self.conv1(x_BLC)))
+        return functional.gelu(y_BLC + self.downsample(x_BLC))
 
 
 class Backbone(nn.Module):
@@ -75,20 +89,26 @@ class Backbone(nn.Module):
             channels = channels_out
         self.n_features = channels
 
-    def forward(self, x_BCL: Tensor) -> Tensor:
-        """Map patterns (B, 1, L) to features (B, C)."""
-        y_BCL = self.conv(x_BCL)
-        if self.pool is None:
-            y_BCL = functional.gelu(y_BCL)
-        else:
-            y_BCL = _pooled_gelu(y_BCL, self.pool)
+    def forward(self, x_BLC: Tensor) -> Tensor:
+        """Map patterns (B, L, 1) to features (B, C)."""
+        y_BLC = self._stem(x_BLC)
         for number in range(1, len(STAGES) + 1):
-            y_BCL = getattr(self, f"layer{number}")(y_BCL)
-        return y_BCL.amax(dim=2)
+            y_BLC = getattr(self, f"layer{number}")(y_BLC)
+        return y_BLC.amax(dim=1)
 
-
-def _pooled_gelu(x_BCL: Tensor, size: int) -> Tensor:
-    return functional.max_pool1d(functional.gelu(x_BCL), size, size, size // 2)
+    def _stem(self, x_BLC: Tensor) -> Tensor:
+        if self.pool is None:
+            return functional.gelu(self.conv(x_BLC))
+        norm = self.conv.layer_norm
+        if x_BLC.device.type != "cpu" or torch.compiler.is_compiling():
+            y_BLC = self.conv.convolved(x_BLC)
+            return pooled_norm.reference(y_BLC, norm.weight, norm.bias, self.pool, norm.eps)
+        # One input channel: a product with the pattern's windows is already channels-last.
+        with torch.autocast("cpu", enabled=False):
+            windows_BLT = x_BLC.float().squeeze(2).unfold(1, STEM_KERNEL, 1)
+            y_BLC = windows_BLT @ self.conv.conv.weight.squeeze(1).T
+            y_BLC = functional.dropout(y_BLC, self.conv.dropout, self.training)
+            return pooled_norm.pooled_norm(y_BLC, norm.weight, norm.bias, self.pool, norm.eps)
 
 
 class ResNet1D(nn.Module):
@@ -122,6 +142,6 @@ class ResNet1D(nn.Module):
         self.classifier = nn.Linear(self.resnet.n_features, n_classes)
         self.adv = nn.Linear(self.resnet.n_features, 1) if adversarial_head else None
 
-    def forward(self, x_BCL: Tensor) -> Tensor:
+    def forward(self, x_B1L: Tensor) -> Tensor:
         """Map patterns (B, 1, L) to logits (B, K)."""
-        return self.classifier(self.resnet(x_BCL))
+        return self.classifier(self.resnet(x_B1L.transpose(1, 2)))
