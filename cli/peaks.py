@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     help="Leave out reflections weaker than this part of the strongest.",
 )
 @click.option(
-    "--block", metavar="NAME|INDEX", help="Which data block of the file, by name or from 0.  [default: first]"
+    "--block",
+    metavar="NAME|INDEX",
+    help="Which data block: its collection code, else its name, or its place (from 0).  [default: first]",
 )
 @options.instrument_options
 @options.logging_options
@@ -52,12 +54,12 @@ def peaks(
     Example:
       hxrd peaks quartz.cif --probe xray --wavelength CuKa1 --two-theta 10 90 0.02
     """
-    from hxrd.crystal.cif import read_cif
+    from hxrd.crystal.cif import crystals_from_cif
 
     from hxrd.physics import reflections
 
     chosen = options.resolve_instrument(instrument, probe, wavelength, two_theta)
-    crystal = _choose(cif, read_cif(cif), block)
+    crystal = _choose(cif, list(crystals_from_cif(cif)), block)
     try:
         found = reflections.peaks(crystal, chosen)
     except Rejected as rejection:

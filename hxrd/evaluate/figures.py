@@ -106,7 +106,7 @@ def class_distribution_figure(space_group: ArrayLike, title: str = "") -> Figure
     upper.bar(range(1, 231), counts, width=0.9, color=[SYSTEM_COLOURS[system] for system in systems])
     upper.set_xlim(0, 231)
     upper.set_xlabel("space group", color=INK)
-    upper.set_title(title, loc="left", fontsize=10, color=INK)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, color=INK)
     handles = [Patch(color=colour, label=system) for system, colour in SYSTEM_COLOURS.items()]
     upper.legend(
         handles=handles, ncols=7, frameon=False, fontsize=7.5, loc="lower right", bbox_to_anchor=(1, 1)
@@ -123,22 +123,23 @@ def class_distribution_figure(space_group: ArrayLike, title: str = "") -> Figure
 
 def _draw_pattern(ax: "Axes", angles: NDArray[np.float64], panel: PatternPanel) -> None:
     peak = float(np.nanmax(panel.intensity, initial=0.0)) or 1.0
-    bottom = 0.0
-    compared = panel.calculated is not None
-    ax.plot(angles, panel.intensity, color=INK, linewidth=0.9, label="pattern" if compared else None)
-    if panel.calculated is not None:
+    if panel.calculated is None:
+        ax.plot(angles, panel.intensity, color=INK, linewidth=0.9)
+    else:
         scaled = panel.calculated * (peak / (float(panel.calculated.max()) or 1.0))
-        ax.plot(angles, scaled, color=CALCULATED, linewidth=0.8, alpha=0.9, label="calculated")
-        bottom = -0.16 * peak
-        difference = (
-            panel.intensity - scaled + bottom - float(np.nanmax(panel.intensity - scaled, initial=0.0))
+        difference = panel.intensity - scaled
+        lowered = difference - 0.16 * peak - max(float(np.nanmax(difference, initial=0.0)), 0.0)
+        ax.plot(angles, panel.intensity, ".", color=INK, markersize=2.2, label="pattern")
+        ax.plot(angles, scaled, color=CALCULATED, linewidth=0.8, label="calculated")
+        ax.plot(angles, lowered, color=FAINT, linewidth=0.6, label="difference")
+        ax.legend(
+            frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 0.99), ncols=3, borderaxespad=0
         )
-        ax.plot(angles, difference, color=FAINT, linewidth=0.6, label="difference")
-        ax.legend(frameon=False, fontsize=8, loc="upper right", ncols=3)
     if panel.reflections is not None:
         ax.vlines(panel.reflections, -0.12 * peak, -0.05 * peak, color=CALCULATED, linewidth=0.6)
     ax.set_title(panel.title, loc="left", fontsize=9, color=INK)
     ax.set_ylabel("intensity", color=INK)
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value >= 0 else ""))
     ax.xaxis.set_major_locator(MaxNLocator(16, steps=[1, 2, 5, 10]))
     _quiet(ax)
 
