@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hxrd.errors import InputError
-from hxrd.models.preprocess import Grid, background_of, coverage, preprocess_batch, to_model_grid
+from hxrd.models.preprocess import Grid, background_of, coverage, doubts, preprocess_batch, to_model_grid
 
 MODEL = Grid.of_range(3, 155, 0.05, 2.0775)
 SPLIT = 75.0  # degrees, between the two peaks of the integral's test
@@ -318,6 +318,15 @@ def test_a_bad_row_leaves_the_others_alone():
     got = preprocess_batch(rows, two_theta, 1.9, MODEL, True)
     assert not got[1].any()
     np.testing.assert_array_equal(got[[0, 2]], alone[[0, 2]])
+
+
+def test_the_doubts_of_a_batch_are_those_of_its_patterns():
+    two_theta = np.arange(5, 150, 0.05)
+    rows = np.array([noisy_pattern(two_theta)] * 3)
+    rows[1], rows[2, 9] = 4.0, np.nan
+    prepared = preprocess_batch(rows, two_theta, 1.9, MODEL, True)
+    assert doubts(rows, prepared, 0.9) == ["", "flat", "not-finite"]
+    assert doubts(rows, prepared, 0.1) == ["out-of-range", "flat", "not-finite"]
 
 
 def test_the_single_form_is_the_batch_form():

@@ -25,6 +25,7 @@ Training and use run the very same code. In order:
    become 0 only after rebinning, when the noise is already averaged; then the maximum is 1. Bins of
    which less than half was measured are 0.
 
+A gap inside the measured range is bridged by a straight line and counts as measured.
 On the model's own grid and wavelength step 2 is left out, so points keep their values. Peak widths
 are left as measured: a model must have learnt from varied resolution.
 """
@@ -43,6 +44,7 @@ BACKGROUND_STEP = 0.1  # degrees
 WINDOW_BASE, WINDOW_SLOPE, WINDOW_LARGEST = 2.5, 1.2, 8.0  # degrees
 SHADOW_RANGE = 30.0  # degrees
 LEAST_COVERED = 0.25  # of the model's range of sin θ/λ; below, the pattern is `out-of-range`
+LEAST_CONTRAST = 1e-6  # of the largest value; below, the pattern is `flat`
 FEWEST_POINTS = 10
 LARGEST_BACKGROUND_BINS = 20_000
 SAME_TWO_THETA = 1e-6  # degrees
@@ -194,7 +196,7 @@ def to_model_grid(
     source = _checked_source(rows, two_theta, wavelength)
     covered, start, stop = coverage(source, wavelength, target)
     prepared = preprocess_batch(rows, source, wavelength, target, background, probe=probe)[0]
-    flag = _flag(rows[0], prepared, covered)
+    flag = doubts(rows, prepared[None], covered)[0]
     return Prepared(np.zeros_like(prepared) if flag else prepared, covered, start, stop, flag)
 
 
@@ -217,6 +219,32 @@ def coverage(two_theta: NDArray[np.float64], wavelength: float, target: Grid) ->
     return float((high - low) / (wanted[1] - wanted[0])), float(start), float(stop)
 
 
+def doubts(intensity: NDArray[np.floating], prepared: NDArray[np.float32], covered: float) -> list[str]:
+    """Return the first reason against each pattern of a batch.
+
+    Parameters
+    ----------
+    intensity : ndarray, shape (n, m)
+        As measured.
+    prepared : ndarray, shape (n, n_points)
+        From `preprocess_batch`.
+    covered : float
+        From `coverage`.
+
+    Returns
+    -------
+    list of str, length n
+        ``not-finite``, ``flat``, ``out-of-range`` or empty, as in `Prepared`.
+    """
+    values = np.asarray(intensity, dtype=np.float64)
+    finite = np.isfinite(values).all(axis=1)
+    values = np.where(finite[:, None], values, 0.0)
+    flat = np.ptp(values, axis=1) <= LEAST_CONTRAST * np.abs(values).max(axis=1)
+    outside = np.full(len(values), covered < LEAST_COVERED)
+    reasons = [~finite, flat, outside, prepared.max(axis=1) <= 0]
+    return np.select(reasons, ["not-finite", "flat", "out-of-range", "flat"], "").tolist()
+
+
 def background_of(two_theta: NDArray[np.float64], intensity: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return the background that `to_model_grid` would subtract, for pictures and checks.
 
@@ -233,16 +261,6 @@ def background_of(two_theta: NDArray[np.float64], intensity: NDArray[np.floating
     rows = np.asarray(intensity, dtype=np.float64)[None]
     source = _checked_source(rows, two_theta, 1.0)
     return estimate_background(rows, source, _background_plan(source))[0]
-
-
-def _flag(intensity: NDArray[np.floating], prepared: NDArray[np.float32], covered: float) -> str:
-    if not np.all(np.isfinite(intensity)):
-        return "not-finite"
-    if np.ptp(intensity.astype(np.float64)) <= 1e-6 * np.abs(intensity).max():
-        return "flat"
-    if covered < LEAST_COVERED:
-        return "out-of-range"
-    return "" if prepared.max() > 0 else "flat"
 
 
 def _checked_source(
