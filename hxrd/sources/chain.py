@@ -1,0 +1,164 @@
+"""Sources by specification (``KIND`` or ``KIND:WHERE``), tried in order."""
+
+import os
+import re
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import platformdirs
+
+from hxrd.crystal.crystal import Crystal
+from hxrd.errors import InputError, Rejected, UsageError
+from hxrd.sources.cif_tree import CifTree
+from hxrd.sources.jsonl import JsonlSource
+from hxrd.sources.prototypes import PrototypeSource
+from hxrd.sources.source import Source, UnknownIdentifier
+
+SOURCES_VARIABLE = "HXRD_SOURCES"
+_KINDS_TEXT = "cif:DIR, prototypes, jsonl:FILE or jsonl:FILE.gz"
+_ICSD_NUMBER = re.compile(r"(?:icsd[ _-]*(?:collcode)?[ _-]*)?\d{1,7}", re.IGNORECASE)
+
+
+class SourceChain:
+    """Sources that are asked in order; the first that knows an identifier answers.
+
+    Parameters
+    ----------
+    sources : sequence of Source
+        In order of preference.
+    """
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = tuple(sources)
+
+    def get(self, identifier: str) -> Crystal:
+        """Return the checked crystal of an identifier.
+
+        Raises
+        ------
+        UnknownIdentifier
+            No source knows it.
+        Rejected
+            The first source that knows it holds no usable crystal for it.
+        """
+        for source in self.sources:
+            try:
+                return source.get(identifier)
+            except UnknownIdentifier:
+                continue
+        raise UnknownIdentifier(f"unknown to {', '.join(self.describe())}")
+
+    def describe(self) -> list[str]:
+        """Return the specifications of the sources, in order."""
+        return [source.describe() for source in self.sources]
+
+
+def open_sources(specs: Sequence[str] | None = None) -> SourceChain:
+    """Return the sources that the specifications name.
+
+    Parameters
+    ----------
+    specs : sequence of str, optional
+        Such as ``cif:DIR``, ``prototypes``, ``jsonl:FILE``. Without any: the environment variable
+        `HXRD_SOURCES` (comma-separated), else `sources` in the user's configuration file (see
+        `config_path`), else the prototypes.
+
+    Raises
+    ------
+    UsageError
+        An unknown kind or a path that does not exist.
+    InputError
+        A path that cannot be used, or a broken configuration file.
+    """
+    return SourceChain([_open_source(spec) for spec in specs or default_specs()])
+
+
+def default_specs() -> list[str]:
+    """Return the specifications that hold without the option `--source` (see `open_sources`)."""
+    variable = [spec.strip() for spec in os.environ.get(SOURCES_VARIABLE, "").split(",")]
+    return list(filter(None, variable)) or _configured_specs() or ["prototypes"]
+
+
+def config_path() -> Path:
+    """Return where the user's configuration file is looked for: ``config.toml`` with `sources = [...]`."""
+    return Path(platformdirs.user_config_dir("hxrd"), "config.toml")
+
+
+class _Config(msgspec.Struct, forbid_unknown_fields=True):
+    sources: list[str] = []
+
+
+def _configured_specs() -> list[str]:
+    path = config_path()
+    if not path.is_file():
+        return []
+    try:
+        with path.open("rb") as stream:
+            return msgspec.convert(tomllib.load(stream), _Config).sources
+    except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+        raise InputError(
+            f'{path} is no configuration (`sources = ["cif:DIR", …]` is expected): {error}'
+        ) from error
+
+
+def _open_source(spec: str) -> Source:
+    kind, separator, where = spec.partition(":")
+    if kind in _LATER:
+        raise UsageError(f"source {spec!r}: {_LATER[kind]}")
+    if kind not in _KINDS:
+        raise UsageError(f"unknown source {spec!r}: it must be one of {_KINDS_TEXT}")
+    if kind == "prototypes":
+        if separator:
+            raise UsageError(f"source {spec!r}: `prototypes` takes no path")
+        return PrototypeSource()
+    if not where:
+        raise UsageError(f"source {spec!r} names no path: it must be one of {_KINDS_TEXT}")
+    return _KINDS[kind](Path(where).expanduser())
+
+
+_KINDS: dict[str, Callable[..., Source]] = {
+    "cif": CifTree,
+    "prototypes": PrototypeSource,
+    "jsonl": JsonlSource,
+}
+_LATER = {
+    "optimade": "OPTIMADE is not available in this version; download CIF files and use cif:DIR",
+    "mp": "the Materials Project is not available in this version; download CIF files and use cif:DIR",
+}
+
+
+def icsd_hint(unknown: Sequence[str], n_identifiers: int) -> str | None:
+    """Return how to supply an ICSD export, where that is what is missing.
+
+    Parameters
+    ----------
+    unknown : sequence of str
+        Identifiers that no source knew.
+    n_identifiers : int
+        How many were asked for.
+
+    Returns
+    -------
+    str or None
+        One line, when nearly all identifiers are unknown and look like ICSD numbers.
+    """
+    if not unknown or len(unknown) < 0.9 * n_identifiers:
+        return None
+    icsd_like = sum(_ICSD_NUMBER.fullmatch(identifier) is not None for identifier in unknown)
+    if icsd_like < 0.9 * len(unknown):
+        return None
+    return (
+        f"{len(unknown)} of {n_identifiers} identifiers look like ICSD numbers and no source knows them: "
+        "the ICSD is licensed and not part of hxrd; point to a folder with its CIF export, "
+        "`--source cif:DIR`, or to a table of crystals, `--source jsonl:FILE`"
+    )
+
+
+def resolve(chain: SourceChain, identifier: str) -> Crystal | Rejected:
+    """Return the crystal of an identifier, or the reason why there is none."""
+    try:
+        return chain.get(identifier)
+    except Rejected as rejection:
+        return rejection
