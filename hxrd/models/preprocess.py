@@ -237,7 +237,7 @@ def doubts(intensity: NDArray[np.floating], prepared: NDArray[np.float32], cover
         ``not-finite``, ``flat``, ``out-of-range`` or empty, as in `Prepared`.
     """
     values = np.asarray(intensity, dtype=np.float64)
-    finite = np.isfinite(values).all(axis=1)
+    finite = np.asarray(np.isfinite(values).all(axis=1))
     values = np.where(finite[:, None], values, 0.0)
     flat = np.ptp(values, axis=1) <= LEAST_CONTRAST * np.abs(values).max(axis=1)
     outside = np.full(len(values), covered < LEAST_COVERED)
