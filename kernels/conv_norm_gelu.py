@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 try:
@@ -101,6 +102,7 @@ if not TRITON_MISSING:
         BLOCK_M: tl.constexpr,
         BLOCK_C: tl.constexpr,
     ):
+        """Fill one tile: BLOCK_M output rows, each with all its C_OUT channels."""
         # first output row of the tile, split into pattern and position
         i_row = tl.program_id(0).to(tl.int64) * BLOCK_M
         o_m = tl.arange(0, BLOCK_M)
@@ -154,7 +156,9 @@ def unavailable(device: torch.device) -> str:
         return TRITON_MISSING
     if device.type == "cpu" and _interpreted():
         return ""
-    return f"a {device.type} tensor, and Triton needs CUDA (TRITON_INTERPRET=1 emulates it on the CPU, slowly)"
+    return (
+        f"a {device.type} tensor, and Triton needs CUDA (TRITON_INTERPRET=1 emulates it on the CPU, slowly)"
+    )
 
 
 def compile_options(c_in: int, c_out: int, taps: int, gelu: bool, itemsize: int) -> dict[str, Any]:
@@ -299,11 +303,11 @@ def conv_norm_gelu(
     weight: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
-    residual: Tensor | None = None,
-    stride: int = 1,
-    padding: int = 0,
-    eps: float = 1e-5,
-    gelu: bool = True,
+    residual: Tensor | None,
+    stride: int,
+    padding: int,
+    eps: float,
+    gelu: bool,
 ) -> Tensor:
     """Run the Triton kernel as a torch operator; parameters and result are those of `reference`.
 
@@ -327,23 +331,26 @@ def _allocate(x_BLC: Tensor, weight: Tensor, stride: int, padding: int) -> Tenso
 
 
 @conv_norm_gelu.register_fake
-def _(x_BLC, weight, norm_weight, norm_bias, residual=None, stride=1, padding=0, eps=1e-5, gelu=True):
+def _(x_BLC, weight, norm_weight, norm_bias, residual, stride, padding, eps, gelu):
     return _allocate(x_BLC, weight, stride, padding)
 
 
+# The operator has no default values: torch would strip them, and `needs_input_grad` would not fit the inputs.
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.stride, ctx.padding, ctx.eps, ctx.gelu = inputs
+    *tensors, stride, padding, eps, gelu = inputs
+    ctx.options = (stride, padding, eps, gelu)
     ctx.save_for_backward(*tensors)
 
 
+@once_differentiable
 def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     needed = ctx.needs_input_grad[:5]
-    tensors = [
+    tensors: list[Any] = [
         None if tensor is None else tensor.detach().requires_grad_(need)
         for tensor, need in zip(ctx.saved_tensors, needed, strict=True)
     ]
     with torch.enable_grad():
-        out_BLN = reference(*tensors, ctx.stride, ctx.padding, ctx.eps, ctx.gelu)
+        out_BLN = reference(*tensors, *ctx.options)
     wanted = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
     found = iter(torch.autograd.grad(out_BLN, wanted, grad_out))
     return (*(next(found) if need else None for need in needed), None, None, None, None)
