@@ -4,7 +4,7 @@ Guo, Pleiss, Sun & Weinberger, "On calibration of modern neural networks", ICML 
 """
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from hxrd.classify.labels import Grouping, probabilities_from_logits
 from hxrd.errors import InputError
@@ -96,10 +96,8 @@ def expected_calibration_error(
     return float(np.abs(gaps).sum() / len(confidence))
 
 
-def _checked(
-    logits: NDArray[np.floating], labels: NDArray[np.integer]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=np.int64)
+def _checked(logits: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    logits, labels = np.array(logits, dtype=np.float64), np.array(labels, dtype=np.int64)
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
         raise InputError(f"logits of shape {logits.shape} do not fit labels of shape {labels.shape}")
     if labels.min() < 0 or labels.max() >= logits.shape[1]:

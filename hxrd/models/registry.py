@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from hxrd.crystal.symmetry import BRAVAIS_LATTICES
 from hxrd.errors import HxrdError, InputError, UsageError
@@ -309,6 +311,24 @@ def build_network(weights: dict[str, Any], n_classes: int, variant: str, origin:
         raise InputError(f"{origin}: weights that are not finite; the file is damaged or training diverged")
     model.load_state_dict(weights)
     return model.eval()
+
+
+def network_input(intensity: NDArray[np.float32], metadata: ModelMetadata) -> NDArray[np.float32]:
+    """Apply the model's transform and offset to patterns on its grid, maximum 1.
+
+    Parameters
+    ----------
+    intensity : ndarray, shape (..., n_points)
+        Within [0, 1].
+    metadata : ModelMetadata
+        Of the model.
+
+    Returns
+    -------
+    ndarray, shape (..., n_points), float32
+    """
+    transformed = np.sqrt(intensity) if metadata.input_transform == "sqrt" else intensity
+    return (transformed + np.float32(metadata.input_offset)).astype(np.float32, copy=False)
 
 
 def save_model(

@@ -1,0 +1,232 @@
+"""`hxrd classify`: the likeliest space groups and Bravais lattice of every pattern."""
+
+import logging
+import re
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from hxrd.cli.options import (
+    SOME_REJECTED,
+    batch_size_option,
+    device_option,
+    force_option,
+    logging_options,
+    precision_option,
+    probe_option,
+    progress,
+    resume_option,
+    wavelength_option,
+    workers_option,
+)
+
+from hxrd.errors import UsageError
+
+if TYPE_CHECKING:
+    from hxrd.classify.inputs import Concatenation
+    from hxrd.classify.run import Classification
+    from hxrd.models.registry import LoadedModel
+
+logger = logging.getLogger("hxrd")
+
+PIPE_WIDTH = 160  # characters of the table where stdout is no terminal
+
+
+def _check_range(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> tuple[int | None, int | None]:
+    match = re.fullmatch(r"(\d*):(\d*)", value) if value is not None else None
+    if value is None:
+        return None, None
+    if match is None:
+        raise click.BadParameter(
+            f"{value!r} is not A:B (pattern numbers from 0, B excluded, either left out)"
+        )
+    first, stop = (int(number) if number else None for number in match.groups())
+    if stop is not None and (first or 0) >= stop:
+        raise click.BadParameter(f"{value} holds no pattern")
+    return first, stop
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Result file: .parquet, .csv or .jsonl. Without it, a table of the first patterns.",
+)
+@click.option("--topk", type=int, default=5, show_default=True, metavar="K", help="Space groups to rank.")
+@click.option(
+    "--task",
+    type=click.Choice(["space-group", "bravais", "all"]),
+    default="all",
+    show_default=True,
+    help="Which columns to give.",
+)
+@click.option(
+    "--model",
+    default="auto",
+    show_default=True,
+    metavar="NAME|FILE",
+    help="`hxrd models list` names them; auto picks the bundled one that fits the patterns.",
+)
+@click.option("--logits", is_flag=True, help="Add the raw outputs of the network.")
+@click.option(
+    "--range",
+    "span",
+    metavar="A:B",
+    callback=_check_range,
+    help="Only patterns A to B (from 0; B excluded; either may be left out).",
+)
+@probe_option
+@wavelength_option
+@device_option
+@precision_option
+@batch_size_option
+@workers_option
+@force_option
+@resume_option
+@logging_options
+def classify(
+    inputs: tuple[str, ...],
+    output: Path | None,
+    topk: int,
+    task: str,
+    model: str,
+    logits: bool,
+    span: tuple[int | None, int | None],
+    probe: str | None,
+    wavelength: str | None,
+    force: bool,
+    resume: bool,
+    **running: Any,
+) -> int:
+    """Rank the space groups and the Bravais lattice of each pattern.
+
+    INPUT is an archive (a folder made by `hxrd simulate`) or a measured pattern (.xy, .xye, also .gz; 2θ in
+    degrees). Archives carry their probe and wavelength; for a measured file give --probe and --wavelength
+    (Å) unless it states them. Several inputs are numbered through.
+
+    \b
+    Example:
+      hxrd classify patterns.zarr --topk 5
+      hxrd classify quartz.xye --probe neutron --wavelength 1.5401 -o result.parquet
+    """
+    from hxrd.classify.inputs import open_inputs
+    from hxrd.classify.output import check_output
+
+    if topk < 1:
+        raise UsageError(f"--topk {topk} is impossible; give 1 or more")
+    if resume and output is None:
+        raise UsageError("--resume needs the -o FILE of the interrupted run")
+    if output is not None:
+        check_output(output, force=force, resume=resume)
+    patterns = open_inputs(inputs, probe=probe, wavelength=_angstrom(wavelength))
+    loaded = _load_model(model, patterns, topk, task)
+    run = _plan(patterns, loaded, (topk, task, logits), span, running)
+    return _to_table(run) if output is None else _to_file(run, output, resume=resume, force=force)
+
+
+def _angstrom(wavelength: str | None) -> float | None:
+    if wavelength is None:
+        return None
+    import numpy as np
+
+    from hxrd.physics.instrument import parse_wavelength
+
+    lengths, weights = zip(*parse_wavelength(wavelength), strict=True)
+    return float(np.average(lengths, weights=weights))
+
+
+def _load_model(model: str, patterns: "Concatenation", topk: int, task: str) -> "LoadedModel":
+    """Load the model and echo it with the patterns' probe and wavelength."""
+    from hxrd.classify.choice import AUTO, choose_model, common_probe
+    from hxrd.models.registry import load_model
+
+    loaded = None if model == AUTO else load_model(model)
+    probe = common_probe(patterns)
+    if loaded is None:
+        loaded = load_model(choose_model(patterns))
+    metadata = loaded.metadata
+    if topk > metadata.n_classes:
+        raise UsageError(f"--topk {topk} is more than the {metadata.n_classes} classes of {metadata.name}")
+    if metadata.task == "bravais" and task == "space-group":
+        raise UsageError(f"model {metadata.name} knows Bravais lattices only; give --task bravais or all")
+    wavelengths = ", ".join(f"{value:.6g}" for value in sorted({one.wavelength for one in patterns.usable}))
+    logger.info(
+        "%s, %s Å; model %s (sha256 %s)",
+        "neutrons" if probe == "neutron" else "X-rays",
+        wavelengths,
+        metadata.name,
+        loaded.sha256[:12],
+    )
+    if metadata.probe != probe:
+        logger.warning(
+            "model %s was trained on %s patterns, these are %s", metadata.name, metadata.probe, probe
+        )
+    return loaded
+
+
+def _plan(
+    patterns: "Concatenation",
+    loaded: "LoadedModel",
+    shape: tuple[int, Any, bool],
+    span: tuple[int | None, int | None],
+    running: dict[str, Any],
+) -> "Classification":
+    import torch
+
+    from hxrd.classify.engine import Predictor
+    from hxrd.classify.labels import Labels
+    from hxrd.classify.results import Columns
+    from hxrd.classify.run import Classification
+
+    first, stop = span[0] or 0, min(span[1] or patterns.n_patterns, patterns.n_patterns)
+    if first >= stop:
+        raise UsageError(f"--range begins at pattern {first}, but there are only {patterns.n_patterns}")
+    if running["workers"] is not None:
+        torch.set_num_threads(running["workers"])
+    predictor = Predictor(loaded, running["device"], running["precision"], running["batch_size"])
+    topk, task, logits = shape
+    columns = Columns(loaded.metadata, Labels.of_model(loaded.metadata), topk, task, logits)
+    command = shlex.join(["hxrd", *sys.argv[1:]])
+    return Classification(patterns, loaded, predictor, columns, first, stop, command)
+
+
+def _to_file(run: "Classification", output: Path, *, resume: bool, force: bool) -> int:
+    from hxrd.classify.run import classify_to_file
+
+    begun = time.perf_counter()
+    with progress("classifying", run.stop - run.start) as advance:
+        summary = classify_to_file(run, output, resume=resume, force=force, advance=advance)
+    logger.info("%s", summary.line())
+    logger.info("%s written, %s", output, _rate(run, begun))
+    return SOME_REJECTED if summary.n_classified < summary.n_patterns else 0
+
+
+def _to_table(run: "Classification") -> int:
+    from shutil import get_terminal_size
+
+    from hxrd.classify.preview import SHOWN
+    from hxrd.classify.run import classify_to_table
+
+    width = get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH
+    begun = time.perf_counter()
+    with progress("classifying", run.stop - run.start) as advance:
+        table, summary = classify_to_table(run, width, advance)
+    click.echo(table)
+    if summary.n_patterns > SHOWN:
+        click.echo(f"… and {summary.n_patterns - SHOWN} more: -o FILE.parquet (.csv, .jsonl) writes all")
+    click.echo(f"\n{summary.line()}")
+    logger.info("%s", _rate(run, begun))
+    return SOME_REJECTED if summary.n_classified < summary.n_patterns else 0
+
+
+def _rate(run: "Classification", begun: float) -> str:
+    seconds = time.perf_counter() - begun
+    return f"{(run.stop - run.start) / seconds:,.0f} patterns/s"
