@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hxrd.archive import Archive
     from hxrd.evaluate.figures import PatternPanel
     from hxrd.physics.instrument import Instrument
-    from hxrd.sources.source import Source
+    from hxrd.sources import SourceChain
 
 SUFFIXES = (".png", ".svg", ".pdf")
 MOST_PATTERNS = 20  # in one picture
@@ -112,9 +112,9 @@ def _distribution(archive: "Archive") -> "Figure":
 def _patterns(archive: "Archive", indices: Sequence[int], specs: Sequence[str]) -> "Figure":
     from hxrd.evaluate.figures import patterns_figure
 
-    source: Source | None = None
+    source: SourceChain | None = None
     if specs:
-        from hxrd.sources.chain import open_sources
+        from hxrd.sources import open_sources
 
         source = open_sources(specs)
     panels = [_panel(archive, index, source) for index in indices]
@@ -122,7 +122,7 @@ def _patterns(archive: "Archive", indices: Sequence[int], specs: Sequence[str]) 
     return patterns_figure(archive.two_theta, panels, note)
 
 
-def _panel(archive: "Archive", index: int, source: "Source | None") -> "PatternPanel":
+def _panel(archive: "Archive", index: int, source: "SourceChain | None") -> "PatternPanel":
     import numpy as np
 
     from hxrd.crystal.symmetry import symbol

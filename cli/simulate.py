@@ -70,14 +70,14 @@ def simulate(
         if identifiers == "-":
             raise UsageError("identifiers come from stdin: name the archive with -o")
         output = Path(identifiers).with_suffix(".zarr")
-    from hxrd.sources.chain import open_sources
-
     from hxrd.simulate import run
+    from hxrd.sources import open_sources
 
     names = run.read_identifiers(identifiers)
     chosen = options.resolve_instrument(instrument, probe, wavelength, two_theta)
     chain = open_sources(sources or None)
-    plan = run.Plan(names, chosen, seed, chain.specs)
+    plan = run.Plan(names, chosen, seed, chain.describe())
+    run.check_known(names, chain)
     if dry_run:
         options.logger.info("%s", run.describe_plan(plan, output, resume, force))
         return 0

@@ -241,7 +241,7 @@ def create_archive(
         # Made aside and renamed, so that whoever looks finds a whole archive or none.
         part = path.with_name(path.name + ".part")
         _remove(part)
-        chunk = min(chunk_size, n_patterns)
+        chunk = min(chunk_size, shard_size, n_patterns)
         shard = chunk * min(max(shard_size // chunk, 1), -(-n_patterns // chunk))
         _make_group(part, attributes, grid, n_patterns, dtype, chunk, shard)
         _remove(path)

@@ -19,10 +19,11 @@ from hxrd.crystal.crystal import Crystal
 from hxrd.errors import InputError, Rejected, UsageError
 from hxrd.physics.instrument import Instrument
 from hxrd.simulate.simulate import simulate_patterns
-from hxrd.sources.source import Source
+from hxrd.sources import SourceChain, UnknownIdentifier, icsd_hint
 
 STDIN = "-"
 BATCH_SIZE = 512  # crystals simulated together: enough for all cores, few enough for a lively progress bar
+SAMPLE_SIZE = 200  # identifiers looked up before anything is made
 REASONS_TOLD = 10  # rejected entries named on stderr; all are in the archive
 
 logger = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ def read_identifiers(file: str | Path) -> list[str]:
 def simulate_archive(
     plan: Plan,
     output: str | Path,
-    source: Source,
+    source: SourceChain,
     *,
     command: str = "",
     resume: bool = False,
@@ -114,7 +115,7 @@ def simulate_archive(
         Identifiers, instrument, seed and sources.
     output : path
         The archive.
-    source : Source
+    source : SourceChain
         Where crystals come from.
     command : str
         The command line, for the provenance.
@@ -155,6 +156,41 @@ def simulate_archive(
     archive = open_archive(output)
     _report(archive)
     return archive
+
+
+def check_known(identifiers: Sequence[str], source: SourceChain) -> None:
+    """Raise at once where nearly all identifiers are ICSD numbers that no source knows.
+
+    Parameters
+    ----------
+    identifiers : sequence of str
+        An evenly spread sample is looked up, and only if that fails all of them.
+    source : SourceChain
+        Where crystals would come from.
+
+    Raises
+    ------
+    InputError
+        It says how to supply an ICSD export.
+    """
+    sample = identifiers[:: -(-len(identifiers) // SAMPLE_SIZE)]
+    if icsd_hint(_unknown(sample, source), len(sample)) is None:
+        return
+    hint = icsd_hint(_unknown(identifiers, source), len(identifiers))
+    if hint is not None:
+        raise InputError(hint)
+
+
+def _unknown(identifiers: Sequence[str], source: SourceChain) -> list[str]:
+    unknown = []
+    for identifier in identifiers:
+        try:
+            source.get(identifier)
+        except UnknownIdentifier:
+            unknown.append(identifier)
+        except Rejected:
+            continue
+    return unknown
 
 
 def describe_plan(plan: Plan, output: str | Path, resume: bool = False, force: bool = False) -> str:
@@ -228,7 +264,7 @@ def _check_same_plan(archive: Archive, plan: Plan) -> None:
 
 
 def _simulate_shard(
-    writer: ArchiveWriter, index: int, plan: Plan, source: Source, advance: Callable[[int], None]
+    writer: ArchiveWriter, index: int, plan: Plan, source: SourceChain, advance: Callable[[int], None]
 ) -> None:
     rows = writer.rows(index)
     identifiers = plan.identifiers[rows.start : rows.stop]
