@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("hxrd")
 
+DEFAULT_TOPK = 5
 PIPE_WIDTH = 160  # characters of the table where stdout is no terminal
 
 
@@ -60,7 +61,9 @@ def _check_range(
     metavar="FILE",
     help="Result file: .parquet, .csv or .jsonl. Without it, a table of the first patterns.",
 )
-@click.option("--topk", type=int, default=5, show_default=True, metavar="K", help="Space groups to rank.")
+@click.option(
+    "--topk", type=int, metavar="K", help=f"Space groups to rank.  [default: {DEFAULT_TOPK}, or all if fewer]"
+)
 @click.option(
     "--task",
     type=click.Choice(["space-group", "bravais", "all"]),
@@ -95,7 +98,7 @@ def _check_range(
 def classify(
     inputs: tuple[str, ...],
     output: Path | None,
-    topk: int,
+    topk: int | None,
     task: str,
     model: str,
     logits: bool,
@@ -120,7 +123,7 @@ def classify(
     from hxrd.classify.inputs import open_inputs
     from hxrd.classify.output import check_output
 
-    if topk < 1:
+    if topk is not None and topk < 1:
         raise UsageError(f"--topk {topk} is impossible; give 1 or more")
     if resume and output is None:
         raise UsageError("--resume needs the -o FILE of the interrupted run")
@@ -128,6 +131,7 @@ def classify(
         check_output(output, force=force, resume=resume)
     patterns = open_inputs(inputs, probe=probe, wavelength=_angstrom(wavelength))
     loaded = _load_model(model, patterns, topk, task)
+    topk = topk or min(DEFAULT_TOPK, loaded.metadata.n_classes)
     run = _plan(patterns, loaded, (topk, task, logits), span, running)
     return _to_table(run) if output is None else _to_file(run, output, resume=resume, force=force)
 
@@ -143,7 +147,7 @@ def _angstrom(wavelength: str | None) -> float | None:
     return float(np.average(lengths, weights=weights))
 
 
-def _load_model(model: str, patterns: "Concatenation", topk: int, task: str) -> "LoadedModel":
+def _load_model(model: str, patterns: "Concatenation", topk: int | None, task: str) -> "LoadedModel":
     """Load the model and echo it with the patterns' probe and wavelength."""
     from hxrd.classify.choice import AUTO, choose_model, common_probe
     from hxrd.models.registry import load_model
@@ -153,7 +157,7 @@ def _load_model(model: str, patterns: "Concatenation", topk: int, task: str) -> 
     if loaded is None:
         loaded = load_model(choose_model(patterns))
     metadata = loaded.metadata
-    if topk > metadata.n_classes:
+    if topk is not None and topk > metadata.n_classes:
         raise UsageError(f"--topk {topk} is more than the {metadata.n_classes} classes of {metadata.name}")
     if metadata.task == "bravais" and task == "space-group":
         raise UsageError(f"model {metadata.name} knows Bravais lattices only; give --task bravais or all")

@@ -1,0 +1,92 @@
+"""A small model and small archives for the tests of `hxrd classify`."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hxrd.archive import create_archive
+from hxrd.models.registry import ModelMetadata, save_model
+from hxrd.models.resnet1d import ResNet1D
+
+GRID = (10.0, 60.0, 0.1)
+TWO_THETA = np.round(10 + 0.1 * np.arange(501), 6)
+WAVELENGTH = 2.0775
+CLASSES = (2, 14, 62, 92, 96, 152, 154, 166, 194, 225, 227, 229)
+
+
+def make_model(path: Path, **changes: object) -> Path:
+    """Write a random model of `CLASSES` (or of those given) on `GRID`."""
+    fields: dict[str, object] = {
+        "name": path.stem,
+        "variant": "paper",
+        "task": "space-group",
+        "classes": CLASSES,
+        "grid": GRID,
+        "probe": "neutron",
+        "wavelength": WAVELENGTH,
+        "temperature": 1.5,
+        "provenance": {"instrument": "paper"},
+    }
+    metadata = ModelMetadata(**(fields | changes))  # type: ignore[arg-type]
+    torch.manual_seed(7)
+    network = ResNet1D(metadata.n_classes, variant=metadata.variant)
+    with torch.no_grad():
+        network.classifier.weight *= 20  # clear differences between classes and patterns
+    save_model(path, network, metadata)
+    return path
+
+
+def make_patterns(n: int, seed: int = 0) -> np.ndarray:
+    """Return (n, 501) patterns of a few Gaussian peaks, maximum 1."""
+    generator = np.random.default_rng(seed)
+    centres, heights = generator.uniform(12, 58, (n, 8)), generator.uniform(0.1, 1, (n, 8))
+    offset = TWO_THETA - centres[:, :, None]
+    intensity = (heights[:, :, None] * np.exp(-0.5 * (offset / 0.3) ** 2)).sum(axis=1)
+    return (intensity / intensity.max(axis=1, keepdims=True)).astype(np.float32)
+
+
+def make_archive(
+    path: Path,
+    intensity: np.ndarray,
+    *,
+    rejected: tuple[int, ...] = (),
+    written: int | None = None,
+    **changes,
+) -> Path:
+    """Write an archive with truths cycling through `CLASSES`; only the first `written` rows, if given."""
+    n = len(intensity)
+    settings = {
+        "n_patterns": n,
+        "two_theta": TWO_THETA,
+        "probe": "neutron",
+        "wavelength": WAVELENGTH,
+        "instrument": "paper",
+        "normalization": "maximum",
+        "provenance": {"command": "hxrd simulate ids.txt"},
+        "chunk_size": 16,
+        "shard_size": 32,
+    }
+    writer = create_archive(path, **(settings | changes))
+    for index in writer.pending_shards():
+        start = index * writer.shard_size
+        rows = range(start, min(start + writer.shard_size, n))
+        if written is not None and start >= written:
+            continue
+        writer.write_shard(
+            index,
+            np.where([[row in rejected] for row in rows], 0, intensity[rows.start : rows.stop]),
+            np.array([CLASSES[row % len(CLASSES)] for row in rows]),
+            [f"crystal {row}" for row in rows],
+            np.array([2 if row in rejected else 1 for row in rows]),
+            ["no scattering length for Ac" if row in rejected else None for row in rows],
+        )
+    writer.close()
+    return path
+
+
+def write_xye(path: Path, two_theta: np.ndarray, intensity: np.ndarray, header: str = "") -> Path:
+    """Write a measured pattern."""
+    lines = [f"{angle:.4f} {value:.6g} 1" for angle, value in zip(two_theta, intensity, strict=True)]
+    path.write_text(header + "\n".join(lines) + "\n")
+    return path
