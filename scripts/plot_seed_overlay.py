@@ -18,7 +18,7 @@ import numpy as np
 CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(CHECKOUT / "tests"))  # the samples are defined once, in their test
 
-from test_seed_patterns import PUBLISHED, paper_pattern, published
+from test_seed_patterns import PUBLISHED, paper_pattern, published  # noqa: E402
 
 BLUE, BLACK, GREY = "#1f6fb4", "#1a1a1a", "#8a8a8a"
 

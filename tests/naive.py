@@ -147,9 +147,9 @@ def lorentz_factor(two_theta, probe):
     return lorentz if probe == "neutron" else lorentz * (1 + np.cos(2 * theta) ** 2) / 2
 
 
-def reflections(crystal, instrument, wavelength):
-    """Every set of equivalent reflections within the instrument's range, absent ones too, by 2θ."""
-    start, stop = instrument.two_theta[:2]
+def reflections(crystal, instrument, wavelength, limits=None):
+    """Every set of equivalent reflections centred within `limits` (2θ), absent ones too, by 2θ."""
+    start, stop = limits or instrument.two_theta[:2]
     d_min, d_max = (wavelength / 2 / np.sin(np.radians(angle) / 2) for angle in (stop, start))
     hkl, d = reflection_sphere(crystal.cell, d_min * (1 - 1e-12), d_max * (1 + 1e-12))
     if len(hkl) == 0:
@@ -240,14 +240,17 @@ def peak_profile(grid, centre, instrument):
     return profile
 
 
-def pattern(crystal, instrument, grid=None):
-    """The pattern on the instrument's grid, or `grid` (n_points,), divided by its maximum."""
+def pattern(crystal, instrument):
+    """The pattern on the instrument's grid, divided by its maximum.
+
+    Lines centred on the grid, its ends included, contribute; those centred beyond it do not, although
+    their flanks would reach in: so the published patterns were made (see test_seed_patterns).
+    """
     start, stop, step = instrument.two_theta
-    if grid is None:
-        grid = start + step * np.arange(round((stop - start) / step) + 1)
+    grid = start + step * np.arange(round((stop - start) / step) + 1)
     intensity = np.zeros(len(grid))
     for wavelength, weight in instrument.wavelengths:
-        for reflection in reflections(crystal, instrument, wavelength):
+        for reflection in reflections(crystal, instrument, wavelength, (grid[0], grid[-1])):
             if not reflection.absent:
                 profile = peak_profile(grid, reflection.two_theta, instrument)
                 intensity += weight * reflection.intensity * profile
