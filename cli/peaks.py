@@ -55,7 +55,6 @@ def peaks(
       hxrd peaks quartz.cif --probe xray --wavelength CuKa1 --two-theta 10 90 0.02
     """
     from hxrd.crystal.cif import crystals_from_cif
-
     from hxrd.physics import reflections
 
     chosen = options.resolve_instrument(instrument, probe, wavelength, two_theta)
