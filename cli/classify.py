@@ -209,7 +209,7 @@ def _to_file(run: "Classification", output: Path, *, resume: bool, force: bool) 
     with progress("classifying", run.stop - run.start) as advance:
         summary = classify_to_file(run, output, resume=resume, force=force, advance=advance)
     logger.info("%s", summary.line())
-    logger.info("%s written, %s", output, _rate(run, begun))
+    logger.info("%s written%s", output, "" if resume else f", {_rate(run, begun)}")
     return SOME_REJECTED if summary.n_classified < summary.n_patterns else 0
 
 

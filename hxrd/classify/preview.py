@@ -17,6 +17,7 @@ SHOWN = 20  # patterns
 LEAST_CANDIDATE_WIDTH = 30
 LONGEST_SOURCE = 28
 RIGHT, WRONG = "✓", "✗"
+GAP = "   "
 HARD_SPACE = "\N{NO-BREAK SPACE}"  # within a symbol: lines are not broken there
 
 
@@ -111,33 +112,48 @@ def first_rows(table: pa.Table, space_group: NDArray[np.int16], columns: Columns
         Several lines, aligned, without a newline at the end.
     """
     rows = [_texts(table, row, int(number), columns) for row, number in enumerate(space_group)]
-    names = [name for name in rows[0] if name != "candidates" and any(texts[name] for texts in rows)]
+    names = [name for name in rows[0] if any(texts[name] for texts in rows)]
     headings = {name: name for name in names}
     widths = {name: max(len(name), *(len(texts[name]) for texts in rows)) for name in names}
     room = max(width - sum(widths.values()) - 2 * len(widths), LEAST_CANDIDATE_WIDTH)
     heading = "likeliest space groups" if columns.task != "bravais" and columns.labels.entries else ""
     lines = _aligned(headings, widths, heading, room)
-    for texts in rows:
-        lines += _aligned(texts, widths, texts["candidates"], room)
+    ranked = _candidates(table, columns, room)
+    for texts, candidates in zip(rows, ranked, strict=True):
+        lines += _aligned(texts, widths, candidates, room)
     return "\n".join(line.rstrip() for line in lines)
 
 
 def _texts(table: pa.Table, row: int, number: int, columns: Columns) -> dict[str, str]:
     values: dict[str, Any] = {name: table[name][row].as_py() for name in table.column_names}
     lattice, likely = values.get("bravais_lattice"), values.get("bravais_probability")
-    candidates = [
-        f"{values[f'symbol_{rank}']} {values[f'probability_{rank}']:.2f}".replace(" ", HARD_SPACE)
-        for rank in range(1, columns.topk + 1)
-        if values.get(f"symbol_{rank}") is not None
-    ]
     return {
         "pattern": str(values["pattern"]),
         "source": _cut(values["source_id"]),
         "truth": _truth(table, row, number, columns, lattice) if number else "",
         "lattice": f"{lattice} {likely:.2f}" if lattice else "",
         "flag": values["flag"],
-        "candidates": "   ".join(candidates),
     }
+
+
+def _candidates(table: pa.Table, columns: Columns, room: int) -> list[str]:
+    """Return each row's ranked symbols in one text, in columns where they fit side by side."""
+    ranks = [rank for rank in range(1, columns.topk + 1) if f"symbol_{rank}" in table.column_names]
+    cells = [[_candidate(table, row, rank) for rank in ranks] for row in range(table.num_rows)]
+    widths = [max(len(texts[place]) for texts in cells) for place in range(len(ranks))]
+    if sum(widths) + len(GAP) * (len(widths) - 1) <= room:
+        cells = [
+            [text.ljust(width, HARD_SPACE) for text, width in zip(texts, widths, strict=True)]
+            for texts in cells
+        ]
+    return [GAP.join(text for text in texts if text) for texts in cells]
+
+
+def _candidate(table: pa.Table, row: int, rank: int) -> str:
+    name = table[f"symbol_{rank}"][row].as_py()
+    if name is None:
+        return ""
+    return f"{name} {table[f'probability_{rank}'][row].as_py():.2f}".replace(" ", HARD_SPACE)
 
 
 def _cut(text: str) -> str:
@@ -148,10 +164,14 @@ def _cut(text: str) -> str:
 
 
 def _truth(table: pa.Table, row: int, number: int, columns: Columns, lattice: str | None) -> str:
-    if columns.task == "bravais" or columns.labels.entries is None:
-        return f"{RIGHT if lattice == bravais_lattice(number) else WRONG} {bravais_lattice(number)}"
+    of_lattice = columns.task == "bravais" or columns.labels.entries is None
+    name = bravais_lattice(number) if of_lattice else symbol(number)
+    if table["flag"][row].as_py() not in ("", LOW_CONFIDENCE):  # no prediction to mark
+        return f"   {name}"
+    if of_lattice:
+        return f"{RIGHT if lattice == name else WRONG}  {name}"
     rank = rank_of_truth(table, row, number, columns.topk)
-    return f"{f'{RIGHT}{rank}' if rank else WRONG} {symbol(number)}"
+    return f"{f'{RIGHT}{rank}' if rank else f'{WRONG} '} {name}"
 
 
 def _aligned(texts: dict[str, str], widths: dict[str, int], candidates: str, room: int) -> list[str]:
