@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hxrd.classify.inputs import REJECTED, Concatenation, PatternSlice
 from hxrd.classify.results import ClassifiedBatch
 from hxrd.errors import HxrdError, InputError, UsageError
-from hxrd.models.preprocess import LEAST_COVERED, Grid, coverage, preprocess_batch
+from hxrd.models.preprocess import Grid, coverage, doubts, preprocess_batch
 from hxrd.models.registry import LoadedModel, ModelMetadata, network_input
 
 BATCH_ON_CPU, BATCH_ON_GPU = 64, 1024
@@ -148,26 +148,9 @@ def prepare(
         probe=metadata.probe,
     )
     covered, _, _ = coverage(patterns.two_theta, patterns.wavelength, target)
-    flags = _flags(patterns, prepared, covered)
+    seen = doubts(patterns.intensity, prepared, covered)
+    flags = [known or doubt for known, doubt in zip(patterns.flag, seen, strict=True)]
     return network_input(prepared, metadata), flags
-
-
-def _flags(patterns: PatternSlice, prepared: NDArray[np.float32], covered: float) -> list[str]:
-    """Return the first reason against each pattern, as `hxrd.models.preprocess.to_model_grid` does."""
-    intensity = patterns.intensity
-    finite = np.isfinite(intensity).all(axis=1)
-    with np.errstate(invalid="ignore"):  # rows that are not finite are told apart before
-        flat = np.ptp(intensity, axis=1) <= 1e-6 * np.abs(intensity).max(axis=1)
-    flat_after = prepared.max(axis=1) <= 0
-    choices = [
-        (np.array([bool(flag) for flag in patterns.flag]), patterns.flag),
-        (~finite, "not-finite"),
-        (flat, "flat"),
-        (np.full(len(finite), covered < LEAST_COVERED), "out-of-range"),
-        (flat_after, "flat"),
-    ]
-    conditions = [condition for condition, _ in choices]
-    return np.select(conditions, [np.asarray(name, dtype=object) for _, name in choices], "").tolist()
 
 
 def classify_patterns(
