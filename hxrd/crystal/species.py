@@ -67,7 +67,8 @@ def species_from_label(label: str, formula: frozenset[str] = frozenset()) -> str
 
 
 def _is_element(symbol: str) -> bool:
-    return symbol.isalpha() and gemmi.Element(symbol).atomic_number > 0 and gemmi.Element(symbol).name != "X"
+    # gemmi reads only the first two letters and knows X, an unknown element, as number 0
+    return symbol.isalpha() and len(symbol) <= 2 and gemmi.Element(symbol).atomic_number > 0
 
 
 def _element(symbol: str, written: str) -> str:

@@ -46,6 +46,7 @@ _FAMILY_LETTERS = {
 }
 # Conditions reach 6n (6_1 axes) and 4n (d glides), so a cube of this half-width shows every one of them.
 _LARGEST_INDEX = 8
+_SHARED_POSITION = 1e-4  # fractional; species nearer than this are one mixed atom
 
 
 @cache
@@ -289,6 +290,8 @@ def find_symmetry(crystal: Crystal, tolerance: float = 1e-3) -> Crystal:
 
     import moyopy
 
+    if not crystal.species:
+        raise Rejected("no atoms")
     positions, kinds = _atoms_by_position(crystal)
     basis = np.linalg.cholesky(crystal.metric)
     try:
@@ -313,17 +316,17 @@ def _atoms_by_position(crystal: Crystal) -> tuple[NDArray[np.float64], list[int]
     kinds : list of int, length n_atoms
         Equal numbers for equal mixtures of species, occupancy and displacement.
     """
-    rounded = np.round(crystal.positions % 1.0, 5) % 1.0
-    mixtures: dict[tuple[float, ...], list[tuple[str, float, float]]] = {}
-    first: dict[tuple[float, ...], int] = {}
-    for index, place in enumerate(map(tuple, rounded.tolist())):
-        content = (
-            crystal.species[index],
-            round(float(crystal.occupancy[index]), 3),
-            round(float(crystal.b_iso[index]), 2),
-        )
-        mixtures.setdefault(place, []).append(content)
-        first.setdefault(place, index)
+    from scipy.spatial import cKDTree
+
+    wrapped = crystal.positions % 1.0
+    wrapped[wrapped >= 1.0] = 0.0  # a tiny negative coordinate wraps to 1 exactly
+    owner = np.arange(len(wrapped))
+    for first, second in sorted(cKDTree(wrapped, boxsize=1.0).query_pairs(_SHARED_POSITION)):
+        owner[second] = min(owner[first], owner[second])
+    mixtures: dict[int, list[tuple[str, float, float]]] = {}
+    for index, name in enumerate(crystal.species):
+        content = (name, round(float(crystal.occupancy[index]), 3), round(float(crystal.b_iso[index]), 2))
+        mixtures.setdefault(int(owner[index]), []).append(content)
     numbers: dict[tuple[tuple[str, float, float], ...], int] = {}
     kinds = [numbers.setdefault(tuple(sorted(content)), len(numbers) + 1) for content in mixtures.values()]
-    return crystal.positions[list(first.values())], kinds
+    return crystal.positions[list(mixtures)], kinds

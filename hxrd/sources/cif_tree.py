@@ -1,9 +1,10 @@
 """A tree of CIF files, such as an ICSD export: ``cif:DIR``.
 
-An identifier is a file's own name (``icsd_000123.cif`` answers to ``icsd_000123``, ``000123`` and
-``123``), a path inside the tree, or a collection code written in the file
-(`_database_code_ICSD`, `_cod_database_code`, …). File names are scanned at the first question, which
-is quick; the files are opened for their codes only when a name is not found.
+An identifier is a file's own name with or without a database's prefix (``icsd_000123.cif`` answers to
+``icsd_000123``, ``000123`` and ``123``; but ``mp-149.cif`` never to ``149``), a path inside the tree, or
+a collection code written in the file (`_database_code_ICSD`, `_cod_database_code`, …). The names are
+listed when the source is opened, which is quick; the files are read for their codes only when a name
+is not found.
 """
 
 import os
@@ -17,7 +18,11 @@ from hxrd.errors import InputError, Rejected, UsageError
 from hxrd.sources.source import UnknownIdentifier
 
 _SUFFIX = re.compile(r"\.cif(\.gz)?$", re.IGNORECASE)
-_PREFIXED = re.compile(r"^(?:[A-Za-z]+[ _-]*)*?(?:collcode|code|entry)?[ _-]*(\d{3,})$", re.IGNORECASE)
+_PREFIXED = re.compile(
+    r"(?:(?:icsd[ _-]*)?(?:entrywith)?coll(?:ection)?code|icsd|cod|amcsd|ccdc)"
+    r"(?:[ _-]+(?P<rest>.+)|(?P<number>\d.*))",
+    re.IGNORECASE,
+)
 _CODE = re.compile(
     rb"^[ \t]*(?:" + "|".join(map(re.escape, CODE_TAGS)).encode() + rb")[ \t]+['\"]?([^\s'\"]+)",
     re.IGNORECASE | re.MULTILINE,
@@ -99,8 +104,8 @@ def _cif_files(folder: Path) -> Iterator[Path]:
 def _lookup_keys(name: str) -> list[str]:
     """Forms under which a name is known, the exact one first: as is, its number, bare of zeros."""
     keys = [name]
-    if match := _PREFIXED.match(name):
-        keys.append(match[1])
+    if match := _PREFIXED.fullmatch(name):
+        keys.append(match["rest"] or match["number"])
     if keys[-1].isdigit():
         keys.append(keys[-1].lstrip("0") or "0")
     return list(dict.fromkeys(keys))

@@ -6,6 +6,7 @@ Fields of a line: `id`, `cell` [a b c α β γ] (Å, degrees), `sites` = the who
 """
 
 import gzip
+import logging
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from hxrd.crystal.species import normalized_species
 from hxrd.errors import InputError, Rejected, UsageError
 from hxrd.sources.source import UnknownIdentifier
 
+logger = logging.getLogger(__name__)
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -101,6 +103,13 @@ class JsonlSource:
             reason = f": {self.bad_lines[0][1]}" if self.bad_lines else ""
             raise InputError(
                 f"{self.path} has no crystal record (one JSON object a line is expected){reason}"
+            )
+        if self.bad_lines:
+            logger.warning(
+                "%s: left out %d lines that are no crystal record, the first: %s",
+                self.path,
+                len(self.bad_lines),
+                self.bad_lines[0][1],
             )
 
     def __len__(self) -> int:
