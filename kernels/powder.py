@@ -18,7 +18,7 @@ _LN2 = math.log(2.0)
 
 # Numerical integration over the axial-divergence kernel: nodes and weights of Gauss–Jacobi rules for
 # ∫₀¹ 2(1 − u) f(u) du, one row a rule, finer ones for tails that are long against the peak's width.
-_RULE_SIZES = np.array([3, 5, 8, 12, 20, 32, 64, 128])
+_RULE_SIZES = np.array([3, 5, 8, 12, 20, 32, 64, 128, 256, 512])
 
 
 def _gauss_jacobi_rules() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -275,7 +275,9 @@ def _lines(reciprocal_metric, positions, occupancy, groups, s_low, s_high):
                 value = _s_squared(reciprocal_metric, h, k, l)
                 if low <= value <= high:
                     s_squared[found] = value
-                    strength[found] = 2 * _friedel_mean(plane, along_l[abs(l)], l < 0, groups, occupancy, value)
+                    strength[found] = 2 * _friedel_mean(
+                        plane, along_l[abs(l)], l < 0, groups, occupancy, value
+                    )
                     found += 1
     return _merged(s_squared, strength)
 
@@ -389,18 +391,17 @@ def _add_peak(pattern, grid, centre, area, fwhm, eta, tail):
     row = _rule(tail, fwhm) if tail != 0.0 else 0
     for node in range(_RULE_SIZES[row]):
         shifted = centre + tail * _NODES[row, node] ** 2
-        weight = _WEIGHTS[row, node]
-        _add_gaussian(pattern, grid, inner, outer, shifted, gauss * weight, fwhm)
+        weight = _WEIGHTS[row, node] if tail != 0.0 else 1.0
+        # the recurrence would underflow far from the node's own centre, and add nothing there
+        left = max(inner, math.ceil((shifted - 2.5 * fwhm - grid.start) / grid.step))
+        right = min(outer, math.floor((shifted + 2.5 * fwhm - grid.start) / grid.step))
+        _add_gaussian(pattern, grid, left, right, shifted, gauss * weight, fwhm)
         _add_lorentzian(pattern, grid.start, grid.step, inner, outer, shifted, lorentz * weight, fwhm)
         if tail == 0.0:
             break
     middle, variance = centre + tail / 6, 7 * tail * tail / 180
-    _add_lorentzian_tail(
-        pattern, grid.start, grid.step, first, inner - 1, middle, lorentz, fwhm, variance
-    )
-    _add_lorentzian_tail(
-        pattern, grid.start, grid.step, outer + 1, last, middle, lorentz, fwhm, variance
-    )
+    _add_lorentzian_tail(pattern, grid.start, grid.step, first, inner - 1, middle, lorentz, fwhm, variance)
+    _add_lorentzian_tail(pattern, grid.start, grid.step, outer + 1, last, middle, lorentz, fwhm, variance)
 
 
 @njit(cache=True, nogil=True)
@@ -437,7 +438,12 @@ def _pattern(batch, crystal, wavelengths, resolution, grid, xray, out):
         batch.group_form_factor[first:last],
     )
     s_squared, strength = _lines(
-        batch.reciprocal_metrics[crystal], batch.positions[site:end], batch.occupancy[site:end], groups, s_low, s_high
+        batch.reciprocal_metrics[crystal],
+        batch.positions[site:end],
+        batch.occupancy[site:end],
+        groups,
+        s_low,
+        s_high,
     )
     for line in range(len(wavelengths)):
         _add_lines(

@@ -10,6 +10,7 @@ from hxrd.kernels import powder
 from hxrd.physics.instrument import Instrument
 from hxrd.physics.packing import pack
 
+_CANCELLED = 1e-20  # of the largest possible |F|²; rounding leaves 1e-29, real reflections begin at 1e-13
 _EQUAL_PHASE = 0.02  # cycles; a real shift is at least 1/24, and files round their translations
 
 
@@ -69,6 +70,13 @@ def peaks(crystal: Crystal, instrument: Instrument) -> list[Reflection]:
     # Only one of each Friedel pair is in hkl, so a set has twice as many members.
     members = np.bincount(sets)
     mean_f_squared = np.bincount(sets, f_squared) / members
+    # Atoms on special positions can cancel exactly: against their sum in phase, what is left is rounding.
+    in_phase = packed.atoms._replace(
+        positions=np.zeros_like(packed.atoms.positions),
+        group_scattering=np.abs(packed.atoms.group_scattering).astype(np.complex128),
+    )
+    limit = np.bincount(sets, powder.f_squared(hkl, s_squared, *in_phase)) / members
+    present = mean_f_squared > _CANCELLED * limit
     mean_s = np.sqrt(np.bincount(sets, s_squared) / members)
     theta = np.arcsin(np.minimum(mean_s * wavelength, 1.0))
     intensity = 2 * members * mean_f_squared * powder.lorentz_factor(theta, instrument.probe == "xray")
@@ -82,6 +90,7 @@ def peaks(crystal: Crystal, instrument: Instrument) -> list[Reflection]:
             float(intensity[i]),
         )
         for i, (h, k, l) in enumerate(representatives)
+        if present[i]
     ]
     return sorted(found, key=lambda reflection: (reflection.two_theta, reflection.hkl))
 

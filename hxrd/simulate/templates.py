@@ -169,7 +169,9 @@ class TemplateSampler:
         if image is None or self.settings.displacement == 0:
             return crystal.positions
         basis = np.linalg.cholesky(crystal.metric)
-        moves = rng.normal(0.0, self.settings.displacement, (len(template.orbit_size), 3)) @ np.linalg.inv(basis)
+        moves = rng.normal(0.0, self.settings.displacement, (len(template.orbit_size), 3)) @ np.linalg.inv(
+            basis
+        )
         averaged = np.einsum("nij,npj->pi", template.inverse_rotations, moves[image]) / len(image)
         averaged *= np.sqrt(template.orbit_size)[:, None]  # averaging over the orbit shrank them
         return crystal.positions + averaged[template.position_of_site]

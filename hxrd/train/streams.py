@@ -1,0 +1,275 @@
+"""Where training patterns come from: an archive as it stands, or varied crystals simulated afresh."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hxrd.archive.reader import Archive, open_archive
+from hxrd.archive.schema import GOOD
+from hxrd.crystal.crystal import Crystal
+from hxrd.errors import InputError, Rejected
+from hxrd.kernels import powder
+from hxrd.models.preprocess import Grid, preprocess_batch
+from hxrd.physics.instrument import Instrument, load_instrument
+from hxrd.physics.packing import pack
+from hxrd.simulate.realism import RealismSettings, measured_like
+from hxrd.simulate.simulate import joined, resolution_of
+from hxrd.simulate.templates import TemplateSampler, TemplateSettings, templates_from
+
+_CHUNKS_AHEAD = 3
+
+
+class Stream(Protocol):
+    """Patterns by number; the same (epoch, numbers) always gives the same patterns."""
+
+    labels: NDArray[np.int64]
+
+    def patterns(self, epoch: int, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return patterns on the model's grid, shape (n, n_points), each with maximum 1."""
+        ...
+
+
+@dataclass
+class Validation:
+    """Patterns that the model does not learn from: shape (n, n_points), and their labels."""
+
+    patterns: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+class ArchiveStream:
+    """The good patterns of an archive whose space group is one of the classes, held in memory.
+
+    Parameters
+    ----------
+    archive : Archive
+    classes : sequence of int
+        Space groups, in label order.
+    background : bool
+        Whether to remove the background.
+    """
+
+    def __init__(self, archive: Archive, classes: Sequence[int], background: bool):
+        self.rows, self.labels = labelled_rows(archive, classes)
+        self._grid = Grid(archive.two_theta, archive.wavelength)
+        self._background = background
+        self._intensity = archive.read(0, archive.n_patterns)[self.rows]
+
+    def hold_out(self, share: float, seed: int) -> "Validation":
+        """Take a random share of the patterns out of the stream and return it."""
+        order = np.random.default_rng([seed, 4]).permutation(len(self.labels))
+        n_held = max(1, round(share * len(order)))
+        held, kept = np.sort(order[:n_held]), np.sort(order[n_held:])
+        validation = Validation(self.patterns(0, held), self.labels[held])
+        self._intensity, self.labels, self.rows = self._intensity[kept], self.labels[kept], self.rows[kept]
+        return validation
+
+    def patterns(self, epoch: int, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the stored patterns, whatever the epoch."""
+        chosen = self._intensity[numbers]
+        return preprocess_batch(
+            chosen, self._grid.two_theta, self._grid.wavelength, self._grid, self._background
+        )
+
+
+def labelled_rows(archive: Archive, classes: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows with a good pattern of one of the classes, and the label of each.
+
+    Raises
+    ------
+    InputError
+        There is none.
+    """
+    index = np.full(231, -1)
+    index[list(classes)] = np.arange(len(classes))
+    labels = index[archive.space_group]
+    rows = np.flatnonzero((labels >= 0) & (archive.status == GOOD))
+    if not len(rows):
+        raise InputError(f"{archive.path}: no good pattern has a space group that is one of the classes")
+    return rows, labels[rows]
+
+
+@dataclass(frozen=True)
+class CrystalStreamSpec:
+    """What another process needs to build a `CrystalStream`.
+
+    Parameters
+    ----------
+    archive : Path
+        Names the crystals (its `source_id`), their labels, and the instrument.
+    sources : tuple of str
+        Where the crystals are found.
+    classes : tuple of int
+    templates : TemplateSettings or None
+        None leaves the crystals as they are.
+    realism : RealismSettings or None
+    seed : int
+    """
+
+    archive: Path
+    sources: tuple[str, ...]
+    classes: tuple[int, ...]
+    templates: TemplateSettings | None
+    realism: RealismSettings | None
+    seed: int
+
+
+class CrystalStream:
+    """Patterns simulated from the crystals behind an archive, varied anew in each epoch.
+
+    Raises
+    ------
+    InputError
+        A crystal of the archive is not in the sources.
+    """
+
+    def __init__(self, spec: CrystalStreamSpec):
+        archive = open_archive(spec.archive)
+        rows, self.labels = labelled_rows(archive, spec.classes)
+        self.instrument = _instrument_of(archive)
+        self._target = Grid(archive.two_theta, archive.wavelength)
+        self._spec = spec
+        crystals = _crystals(archive, rows, spec.sources)
+        templates, elements = templates_from(crystals) if spec.templates else ([], [])
+        self._crystals = crystals
+        self._sampler = (
+            TemplateSampler(templates, spec.templates, _scatterers(elements, self.instrument))
+            if spec.templates
+            else None
+        )
+
+    def patterns(self, epoch: int, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Simulate varied crystals."""
+        crystals = [self._drawn(epoch, int(number)) for number in numbers]
+        if self._spec.realism is None:
+            return simulated(crystals, self.instrument)
+        rng = np.random.default_rng([self._spec.seed, 1, epoch + 1, int(numbers[0])])
+        return measured_like(crystals, self.instrument, self._spec.realism, self._target, rng)
+
+    def _drawn(self, epoch: int, number: int) -> Crystal:
+        if self._sampler is None:
+            return self._crystals[number]
+        return self._sampler.draw(number, np.random.default_rng([self._spec.seed, 0, epoch + 1, number]))
+
+
+def simulated(crystals: list[Crystal], instrument: Instrument) -> NDArray[np.float32]:
+    """Simulate on the calling thread, so that a worker takes one core."""
+    grid = instrument.grid()
+    out = np.empty((len(crystals), len(grid)), np.float32)
+    powder.patterns_varied(
+        joined([pack(crystal, instrument) for crystal in crystals]),
+        np.full(len(crystals), instrument.wavelength),
+        np.tile(np.array(resolution_of(instrument)), (len(crystals), 1)),
+        np.zeros(len(crystals)),
+        powder.Grid(float(grid[0]), float(instrument.two_theta[2]), len(grid)),
+        instrument.probe == "xray",
+        out,
+    )
+    return out
+
+
+def _instrument_of(archive: Archive) -> Instrument:
+    instrument = load_instrument(archive.instrument)
+    if not np.isclose(instrument.wavelength, archive.wavelength) or instrument.probe != archive.probe:
+        raise InputError(
+            f"{archive.path}: its probe or wavelength differs from those of instrument {archive.instrument}; "
+            "patterns can be made afresh only for a preset as it stands"
+        )
+    if len(instrument.grid()) != archive.n_points or abs(instrument.grid()[0] - archive.two_theta[0]) > 1e-6:
+        raise InputError(f"{archive.path}: its 2θ grid is not that of instrument {archive.instrument}")
+    return instrument
+
+
+def _crystals(archive: Archive, rows: NDArray[np.int64], sources: tuple[str, ...]) -> list[Crystal]:
+    from hxrd.sources import open_sources
+
+    chain = open_sources(sources or None)
+    identifiers = archive.source_id
+    crystals = []
+    for row in rows:
+        try:
+            crystals.append(chain.get(identifiers[row]))
+        except Rejected as error:
+            raise InputError(
+                f"{archive.path}: crystal {identifiers[row]} is needed to make patterns afresh ({error}); "
+                "give its source with --source"
+            ) from error
+    return crystals
+
+
+def _scatterers(elements: list[str], instrument: Instrument) -> list[str]:
+    from hxrd.physics.scattering import scattering_lengths
+
+    def scatters(name: str) -> bool:
+        try:
+            scattering_lengths((name,), instrument.scattering_table)
+        except Rejected:
+            return False
+        return True
+
+    known = {name: scatters(name) for name in set(elements)}
+    return [name for name in elements if known[name]]
+
+
+# Worker processes ---------------------------------------------------------------------------------
+
+_worker_stream: CrystalStream | None = None
+
+
+def _build_in_worker(spec: CrystalStreamSpec) -> None:
+    global _worker_stream
+    _worker_stream = CrystalStream(spec)
+
+
+def _chunk_in_worker(epoch: int, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+    if _worker_stream is None:
+        raise RuntimeError("the worker was not set up")
+    return _worker_stream.patterns(epoch, numbers)
+
+
+class WorkerStream:
+    """A `CrystalStream` that lives in worker processes, beside the training.
+
+    Parameters
+    ----------
+    spec : CrystalStreamSpec
+    labels : ndarray of int64, shape (n_patterns,)
+    n_workers : int
+    """
+
+    def __init__(self, spec: CrystalStreamSpec, labels: NDArray[np.int64], n_workers: int):
+        self.labels = labels
+        self._pool = ProcessPoolExecutor(
+            n_workers, get_context("spawn"), initializer=_build_in_worker, initargs=(spec,)
+        )
+
+    def submit(self, epoch: int, numbers: NDArray[np.int64]) -> "Future[NDArray[np.float32]]":
+        """Ask for patterns ahead of their use."""
+        return self._pool.submit(_chunk_in_worker, epoch, numbers)
+
+    def close(self) -> None:
+        """Stop the workers."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def epoch_chunks(
+    stream: ArchiveStream | WorkerStream, epoch: int, chunk_size: int, seed: int
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    """Yield all patterns of a stream once, shuffled, with their labels, in chunks."""
+    order = np.random.default_rng([seed, 2, epoch]).permutation(len(stream.labels))
+    pieces = [order[first : first + chunk_size] for first in range(0, len(order), chunk_size)]
+    if isinstance(stream, ArchiveStream):
+        for numbers in pieces:
+            yield stream.patterns(epoch, numbers), stream.labels[numbers]
+        return
+    waiting: list[Future[NDArray[np.float32]]] = []
+    for turn, numbers in enumerate(pieces):
+        while len(waiting) <= min(_CHUNKS_AHEAD, len(pieces) - 1 - turn):
+            waiting.append(stream.submit(epoch, pieces[turn + len(waiting)]))
+        yield waiting.pop(0).result(), stream.labels[numbers]

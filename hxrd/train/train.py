@@ -1,0 +1,191 @@
+"""From an archive and a recipe to a calibrated model file."""
+
+import logging
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+
+import hxrd
+from hxrd.archive.reader import Archive, open_archive
+from hxrd.classify.calibration import fit_temperature
+from hxrd.crystal.symmetry import SPACE_GROUPS_144
+from hxrd.errors import HxrdError, UsageError
+from hxrd.models.registry import ModelMetadata, save_model
+from hxrd.train.config import Recipe
+from hxrd.train.loop import Trainer
+from hxrd.train.streams import (
+    ArchiveStream,
+    CrystalStream,
+    CrystalStreamSpec,
+    Validation,
+    WorkerStream,
+    labelled_rows,
+)
+
+logger = logging.getLogger(__name__)
+
+_HELD_OUT = 0.05  # of the archive, where no validation archive is given
+
+
+def train_model(
+    archive_path: Path,
+    output: Path,
+    recipe: Recipe,
+    *,
+    validation_paths: Sequence[Path],
+    sources: tuple[str, ...],
+    seed: int,
+    device: str,
+    workers: int,
+    resume: bool,
+    force: bool,
+    progress: Callable[[int], None],
+) -> None:
+    """Train a classifier of space groups and write it, its temperature fitted on the validation part.
+
+    Parameters
+    ----------
+    archive_path : Path
+        Patterns with their space groups. With templates or realism in the recipe it names the crystals,
+        and the patterns are made afresh.
+    output : Path
+        Ends in ``.safetensors``; the checkpoint and the log (JSON lines) stand beside it.
+    recipe : Recipe
+    validation_paths : sequence of Path
+        Archives for temperature and log.
+    sources : tuple of str
+        Where crystals are found, if they are needed.
+    seed : int
+    device : str
+        ``auto``, ``cpu`` or ``cuda``.
+    workers : int
+        Processes that make patterns.
+    resume, force : bool
+        Go on from the checkpoint; overwrite an existing output.
+    progress : callable
+        Told the number of patterns just learnt from.
+
+    Raises
+    ------
+    UsageError
+        An output that is no ``.safetensors``, or no validation archive where one is needed.
+    HxrdError
+        The output exists.
+    """
+    checkpoint, log = output.with_suffix(".checkpoint"), output.with_suffix(".log.jsonl")
+    _check_output(output, checkpoint, resume, force)
+    classes = SPACE_GROUPS_144 if recipe.groups == 144 else tuple(range(1, 231))
+    archive = open_archive(archive_path)
+    trainer = Trainer(recipe, len(classes), seed, _device(device))
+    if resume and checkpoint.exists():
+        trainer.restore(checkpoint)
+        logger.info("resuming after epoch %d", trainer.epoch)
+    else:
+        log.unlink(missing_ok=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    afresh = recipe.templates is not None or recipe.realism is not None
+    if afresh:
+        if not validation_paths:
+            raise UsageError("a recipe that makes patterns afresh needs --validation ARCHIVE")
+        spec = CrystalStreamSpec(archive_path, sources, classes, recipe.templates, recipe.realism, seed)
+        stream: ArchiveStream | WorkerStream = WorkerStream(spec, labelled_rows(archive, classes)[1], workers)
+        validation = _validation(validation_paths, classes, recipe, sources)
+    else:
+        stream = ArchiveStream(archive, classes, background=False)
+        validation = (
+            _validation(validation_paths, classes, recipe, sources)
+            if validation_paths
+            else stream.hold_out(_HELD_OUT, seed)
+        )
+    try:
+        trainer.run(stream, validation, checkpoint, log, progress)
+    finally:
+        if isinstance(stream, WorkerStream):
+            stream.close()
+    _write(trainer, validation, archive, output, classes, recipe, seed, len(stream.labels), validation_paths)
+    checkpoint.unlink()
+
+
+def _check_output(output: Path, checkpoint: Path, resume: bool, force: bool) -> None:
+    if output.suffix != ".safetensors":
+        raise UsageError(f"output {output} must end in .safetensors")
+    if output.exists() and not force:
+        raise HxrdError(f"{output} exists; give another name, or --force to overwrite it")
+    if checkpoint.exists() and not (resume or force):
+        raise HxrdError(
+            f"{checkpoint} is left from an interrupted training; --resume goes on, --force restarts"
+        )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise HxrdError(f"no device {name}: torch sees no CUDA device; use --device cpu")
+    if "," in name:
+        raise UsageError(f"--device {name}: training runs on one device in this version")
+    return torch.device(name)
+
+
+def _validation(
+    paths: Sequence[Path], classes: tuple[int, ...], recipe: Recipe, sources: tuple[str, ...]
+) -> Validation:
+    """Patterns of the validation archives, made measured-like where the recipe has realism."""
+    parts = []
+    for path in paths:
+        if recipe.realism is None:
+            stored = ArchiveStream(open_archive(path), classes, background=False)
+            parts.append((stored.patterns(0, np.arange(len(stored.labels))), stored.labels))
+        else:
+            spec = CrystalStreamSpec(path, sources, classes, None, recipe.realism, 0)
+            made = CrystalStream(spec)
+            parts.append((made.patterns(0, np.arange(len(made.labels))), made.labels))
+    return Validation(
+        np.concatenate([patterns for patterns, _ in parts]), np.concatenate([labels for _, labels in parts])
+    )
+
+
+def _write(
+    trainer: Trainer,
+    validation: Validation,
+    archive: Archive,
+    output: Path,
+    classes: tuple[int, ...],
+    recipe: Recipe,
+    seed: int,
+    n_patterns: int,
+    validation_paths: Sequence[Path],
+) -> None:
+    logits = trainer.logits(validation.patterns)
+    two_theta = archive.two_theta
+    metadata = ModelMetadata(
+        name=output.stem,
+        variant=recipe.variant,
+        task="space-group",
+        classes=classes,
+        grid=(float(two_theta[0]), float(two_theta[-1]), float(np.round(two_theta[1] - two_theta[0], 9))),
+        probe="xray" if archive.probe == "xray" else "neutron",
+        wavelength=archive.wavelength,
+        preprocessing="background" if recipe.realism is not None else "none",
+        input_transform=recipe.input_transform,
+        temperature=fit_temperature(logits, validation.labels),
+        low_confidence=0.3,
+        provenance={
+            "hxrd": hxrd.__version__,
+            "torch": str(torch.__version__),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "archive": archive.path.name,
+            "n_patterns": n_patterns,
+            "validation": [path.name for path in validation_paths],
+            "validation_scores": trainer.evaluate(validation),
+            "instrument": archive.instrument,
+            "seed": seed,
+            "recipe": msgspec.to_builtins(recipe),
+        },
+    )
+    save_model(output, trainer.average, metadata)
+    logger.info("wrote %s (temperature %.3f)", output, metadata.temperature)
