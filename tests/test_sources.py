@@ -142,7 +142,13 @@ def test_tree_finds_a_file_with_and_without_prefix(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "tag", ["_database_code_ICSD 777", "_cod_database_code 777", "_DATABASE_CODE_icsd '777'"]
+    "tag",
+    [
+        "_database_code_ICSD 777",
+        "_cod_database_code 777",
+        "_DATABASE_CODE_icsd '777'",
+        "_database_code_depnum_ccdc_archive 'CCDC 777'",
+    ],
 )
 def test_tree_finds_a_collection_code(tmp_path, tag):
     _cif(tmp_path, "some_name.cif", code=tag)

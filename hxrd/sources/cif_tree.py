@@ -24,7 +24,7 @@ _PREFIXED = re.compile(
     re.IGNORECASE,
 )
 _CODE = re.compile(
-    rb"^[ \t]*(?:" + "|".join(map(re.escape, CODE_TAGS)).encode() + rb")[ \t]+['\"]?([^\s'\"]+)",
+    rb"^[ \t]*(?:" + "|".join(map(re.escape, CODE_TAGS)).encode() + rb")[ \t]+('[^']+'|\"[^\"]+\"|\S+)",
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -138,6 +138,6 @@ def _index_by_code(paths: list[Path]) -> dict[str, Path]:
         except (InputError, UsageError):
             continue
         for code in _CODE.findall(content):
-            for key in _lookup_keys(code.decode("latin-1")):
+            for key in _lookup_keys(code.decode("latin-1").strip("'\"")):
                 index.setdefault(key, path)
     return index
