@@ -8,10 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from hxrd.cli.main import main
+from hxrd.cli.plot import _panel
 from matplotlib.image import imread
 
-from hxrd.archive import create_archive
+from hxrd.archive import create_archive, open_archive
 from hxrd.evaluate.figures import PatternPanel, class_distribution_figure, patterns_figure
+from hxrd.sources import open_sources
 
 FCC = [(0, 0, 0), (0, 0.5, 0.5), (0.5, 0, 0.5), (0.5, 0.5, 0)]
 
@@ -183,9 +185,14 @@ def test_the_calculated_pattern_of_an_imported_archive_is_on_its_own_grid(
         provenance={"command": "test"},
     ) as writer:
         writer.write_shard(0, rng.poisson(100, (1, 1200)), [0], ["copper"], [1], [None])
-    source = f"jsonl:{tmp_path / 'crystals.jsonl'}"
-    assert main(["plot", str(measured), "0", "-o", str(tmp_path / "m.svg"), "--source", source]) == 0
-    assert "calculated" in (tmp_path / "m.svg").read_text() or (tmp_path / "m.svg").stat().st_size > 50_000
+    opened = open_archive(measured)
+    panel = _panel(opened, 0, open_sources([f"jsonl:{tmp_path / 'crystals.jsonl'}"]))
+    assert panel.calculated is not None
+    assert panel.reflections is not None
+    assert panel.calculated.shape == opened.two_theta.shape
+    strongest = opened.two_theta[panel.calculated.argmax()]
+    assert np.abs(panel.reflections - strongest).min() < 0.15
+    assert panel.reflections[0] == pytest.approx(2 * np.degrees(np.arcsin(1.54 * np.sqrt(3) / 2 / 3.61)))
 
 
 def test_class_distribution_has_a_bar_of_the_right_height_for_each_group() -> None:
