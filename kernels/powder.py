@@ -475,14 +475,15 @@ def patterns(batch, wavelengths, resolution, grid, xray, out):
 
 
 @njit(cache=True, nogil=True)
-def patterns_varied(batch, wavelengths, resolutions, grid, xray, out):
-    """Simulate a batch on the calling thread, each crystal with its own resolution.
+def patterns_varied(batch, wavelengths, resolutions, shifts, grid, xray, out):
+    """Simulate a batch on the calling thread, each crystal as its own instrument shows it.
 
-    As `patterns`, with `resolutions` an ndarray of shape (n_crystals, 6), in the order of `Resolution`,
-    and `wavelengths` one for each crystal, shape (n_crystals,).
+    As `patterns`, with for each crystal a wavelength, shape (n_crystals,), a row of `resolutions`, shape
+    (n_crystals, 6), in the order of `Resolution`, and a 2θ zero shift in degrees, shape (n_crystals,).
     """
     for crystal in range(len(batch.reciprocal_metrics)):
         row = resolutions[crystal]
         resolution = Resolution(row[0], row[1], row[2], row[3], row[4], row[5])
         lines = np.array([[wavelengths[crystal], 1.0]])
-        _pattern(batch, crystal, lines, resolution, grid, xray, out[crystal])
+        shifted = Grid(grid.start - shifts[crystal], grid.step, grid.n_points)
+        _pattern(batch, crystal, lines, resolution, shifted, xray, out[crystal])
