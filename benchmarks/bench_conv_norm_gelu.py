@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+
 from hxrd.kernels import conv_norm_gelu as op
 from hxrd.kernels import dispatch
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
 from hxrd.cli.options import (
     SOME_REJECTED,
     batch_size_option,
@@ -22,7 +23,6 @@ from hxrd.cli.options import (
     wavelength_option,
     workers_option,
 )
-
 from hxrd.errors import UsageError
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from hxrd.cli import options
 
 from hxrd import __version__
+from hxrd.cli import options
 from hxrd.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -206,6 +206,7 @@ def _instruments() -> str:
 def _system() -> Iterator[Line]:
     import numba
     import torch
+
     from hxrd.kernels import dispatch
 
     yield "hxrd", __version__

@@ -10,9 +10,9 @@ from types import FrameType
 from typing import Any
 
 import click
-from hxrd.cli.options import TRACEBACKS, configure_logging
 
 from hxrd import __version__
+from hxrd.cli.options import TRACEBACKS, configure_logging
 from hxrd.errors import HxrdError
 
 # name: (where the click command lives, one line for `hxrd --help`)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
-from hxrd.cli.options import force_option, logging_options
 
+from hxrd.cli.options import force_option, logging_options
 from hxrd.errors import UsageError
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from hxrd.cli import options
 
+from hxrd.cli import options
 from hxrd.errors import InputError, Rejected, UsageError
 
 if TYPE_CHECKING:

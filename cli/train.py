@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import click
+
 from hxrd.cli import options
 
 
@@ -21,14 +22,14 @@ from hxrd.cli import options
     "recipe_path",
     type=click.Path(path_type=Path),
     metavar="FILE.toml",
-    help="How to train (scripts/recipes/ has those of the bundled models).  [default: the paper's network, 30 epochs]",
+    help="How to train: scripts/recipes/ has examples.  [default: the paper's network, 30 epochs]",
 )
 @click.option(
     "--validation",
     multiple=True,
     type=click.Path(exists=True, path_type=Path),
     metavar="ARCHIVE.zarr",
-    help="Patterns that are not learnt from: for the log and the temperature. Repeatable.  [default: 5 % held out]",
+    help="Patterns kept apart, for log and temperature; repeatable.  [default: 5 % held out]",
 )
 @click.option("--variant", type=click.Choice(["paper", "released"]), help="Overrides the recipe's.")
 @click.option(

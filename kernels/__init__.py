@@ -1,1 +1,1 @@
-"""Compiled kernels: powder patterns (Numba) and the fused convolution (Triton). Nothing of hxrd is imported here."""
+"""Compiled kernels: powder patterns (Numba), the fused convolution (Triton). They import nothing of hxrd."""

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -63,9 +64,7 @@ class _GeluArgument(torch.autograd.Function):
         affine = np.zeros((len(x), 2, x.shape[2]), np.float32)
         grad = grad_BPC.float().contiguous().numpy()
         _over_rows(
-            lambda rows: _backward(
-                grad[rows], x[rows], gamma, chosen[rows], eps, grad_x[rows], affine[rows]
-            ),
+            lambda rows: _backward(grad[rows], x[rows], gamma, chosen[rows], eps, grad_x[rows], affine[rows]),
             len(x),
         )
         gamma_C, beta_C = torch.from_numpy(affine.sum(axis=0, dtype=np.float64).astype(np.float32))
@@ -87,7 +86,7 @@ def _over_rows(work: Callable[[slice], None], n_rows: int) -> None:
         work(slice(0, n_rows))
         return
     bounds = np.linspace(0, n_rows, n_threads + 1).astype(int)
-    slices = [slice(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    slices = [slice(a, b) for a, b in pairwise(bounds)]
     list(_threads(n_threads).map(work, slices))
 
 

@@ -10,8 +10,8 @@ import pyarrow.parquet
 import pytest
 import torch
 from classified import CLASSES, TWO_THETA, WAVELENGTH, make_archive, make_model, make_patterns, write_xye
-from hxrd.cli.main import main
 
+from hxrd.cli.main import main
 from hxrd.models import registry
 from hxrd.models.resnet1d import ResNet1D
 

@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from hxrd.cli.main import main
-from hxrd.cli.plot import _panel
 from matplotlib.image import imread
 
 from hxrd.archive import create_archive, open_archive
+from hxrd.cli.main import main
+from hxrd.cli.plot import _panel
 from hxrd.evaluate.figures import PatternPanel, class_distribution_figure, patterns_figure
 from hxrd.sources import open_sources
 

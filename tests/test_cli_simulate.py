@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from hxrd.cli.main import main
 
 from hxrd.archive import open_archive, open_writer
+from hxrd.cli.main import main
 from hxrd.simulate.run import read_identifiers
 
 CELLS = {

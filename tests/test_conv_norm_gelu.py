@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from hxrd.kernels import conv_norm_gelu as op
 from hxrd.kernels import dispatch
 

@@ -12,8 +12,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hxrd.kernels import conv_norm_gelu as op
 from test_conv_norm_gelu import OTHERS, RESNET, Conv, run_python
+
+from hxrd.kernels import conv_norm_gelu as op
 
 TARGETS = (80, 90, 100)
 SMALLEST_SHARED_MEMORY = 99 * 1024  # bytes a block may have on sm_86, the least of all targets since sm_80

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hxrd.cli import main as command_line
-from hxrd.cli.main import main
 
 from hxrd.archive import create_archive
+from hxrd.cli import main as command_line
+from hxrd.cli.main import main
 
 COPPER = {
     "id": "copper",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 import pytest
+
 from hxrd.cli.main import COMMANDS, hxrd
 
 CHECKOUT = Path(__file__).resolve().parent.parent

@@ -81,7 +81,9 @@ class Instrument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 def preset_names() -> list[str]:
     """Names of the instruments that hxrd carries."""
     folder = resources.files("hxrd.physics") / "instruments"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
+    )
 
 
 def load_instrument(name_or_path: str) -> Instrument:

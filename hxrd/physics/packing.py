@@ -64,7 +64,9 @@ def pack(crystal: Crystal, instrument: Instrument) -> PackedCrystal:
     atoms = Atoms(
         positions=np.ascontiguousarray(crystal.positions[order]),
         occupancy=np.ascontiguousarray(crystal.occupancy[order]),
-        group_start=np.concatenate([[0], np.cumsum(np.bincount(of_site, minlength=n_groups))]).astype(np.int64),
+        group_start=np.concatenate([[0], np.cumsum(np.bincount(of_site, minlength=n_groups))]).astype(
+            np.int64
+        ),
         group_b_iso=np.ascontiguousarray(groups[:, 1]),
         group_scattering=(
             np.zeros(n_groups, np.complex128)
@@ -73,4 +75,4 @@ def pack(crystal: Crystal, instrument: Instrument) -> PackedCrystal:
         ),
         group_form_factor=form_factor_coefficients(species) if xray else np.zeros((n_groups, 9)),
     )
-    return PackedCrystal(np.linalg.inv(crystal.metric), atoms)
+    return PackedCrystal(np.linalg.inv(crystal.metric).astype(np.float64), atoms)

@@ -58,9 +58,9 @@ def _periodictable(mass: str, element: str) -> complex | None:
         return None
     if neutron is None or neutron.b_c is None:
         return None
-    # Compounds of strong absorbers have no energy-independent b; periodictable gives it at 1.798 Å.
-    value = neutron.b_c_complex if getattr(neutron, "b_c_complex", None) is not None else neutron.b_c
-    return complex(value)
+    # The imaginary part belongs to 1.798 Å, where absorption is tabulated.
+    length = getattr(neutron, "b_c_complex", None)
+    return complex(neutron.b_c if length is None else length)
 
 
 def form_factor_coefficients(species: tuple[str, ...]) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hxrd.crystal.crystal import Crystal
-from hxrd.kernels import powder
+from hxrd.kernels import powder, profile
 from hxrd.models.preprocess import Grid, preprocess_batch
 from hxrd.physics.instrument import Instrument
 from hxrd.physics.packing import pack
@@ -87,7 +87,7 @@ class Measurement:
     """What the patterns of one group share."""
 
     wavelength: float
-    grid: powder.Grid
+    grid: profile.Grid
 
     @property
     def two_theta(self) -> NDArray[np.float64]:
@@ -162,7 +162,7 @@ def _aluminium() -> Crystal:
 
 def _preset_measurement(instrument: Instrument) -> Measurement:
     two_theta = instrument.grid()
-    grid = powder.Grid(float(two_theta[0]), float(instrument.two_theta[2]), len(two_theta))
+    grid = profile.Grid(float(two_theta[0]), float(instrument.two_theta[2]), len(two_theta))
     return Measurement(instrument.wavelength, grid)
 
 
@@ -170,7 +170,7 @@ def _drawn_measurement(settings: RealismSettings, rng: np.random.Generator) -> M
     start, stop = rng.uniform(*settings.start), rng.uniform(*settings.stop)
     step = float(rng.choice(settings.steps))
     return Measurement(
-        rng.uniform(*settings.wavelength), powder.Grid(round(start, 2), step, int((stop - start) / step) + 1)
+        rng.uniform(*settings.wavelength), profile.Grid(round(start, 2), step, int((stop - start) / step) + 1)
     )
 
 
@@ -181,7 +181,7 @@ def _log_uniform(bounds: Range, size: int, rng: np.random.Generator) -> NDArray[
 def _drawn_resolutions(
     n_patterns: int, settings: RealismSettings, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Caglioti and Lorentzian parameters in the order of `powder.Resolution`, shape (n_patterns, 6)."""
+    """Caglioti and Lorentzian parameters in the order of `profile.Resolution`, shape (n_patterns, 6)."""
     u = _log_uniform(settings.caglioti_u, n_patterns, rng)
     focus = rng.uniform(*settings.focus, n_patterns)
     narrowest = _log_uniform(settings.narrowest_fwhm, n_patterns, rng)
@@ -222,7 +222,7 @@ def _with_foreign_lines(
 
 
 def _low_angle_peaks(two_theta: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    n_peaks = rng.integers(1, 6)
+    n_peaks = int(rng.integers(1, 6))
     centre = rng.uniform(two_theta[0], 65.0, n_peaks)
     height = _log_uniform((0.02, 0.5), n_peaks, rng)
     fwhm = rng.uniform(0.2, 0.6)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from hxrd.crystal.crystal import Crystal
 from hxrd.errors import Rejected
 from hxrd.kernels import powder
+from hxrd.kernels.profile import Grid, Resolution
 from hxrd.physics.instrument import Instrument
 from hxrd.physics.packing import PackedCrystal, pack
 
@@ -47,7 +48,7 @@ def simulate_patterns(
             joined(packed),
             np.array(instrument.wavelengths),
             resolution_of(instrument),
-            powder.Grid(float(grid[0]), float(instrument.two_theta[2]), len(grid)),
+            Grid(float(grid[0]), float(instrument.two_theta[2]), len(grid)),
             instrument.probe == "xray",
             simulated,
         )
@@ -74,9 +75,9 @@ def joined(packed: Sequence[PackedCrystal]) -> powder.Batch:
     )
 
 
-def resolution_of(instrument: Instrument) -> powder.Resolution:
+def resolution_of(instrument: Instrument) -> Resolution:
     """Return the peak-shape parameters of an instrument in kernel form."""
-    return powder.Resolution(
+    return Resolution(
         instrument.caglioti_u,
         instrument.caglioti_v,
         instrument.caglioti_w,

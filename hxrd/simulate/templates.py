@@ -86,7 +86,7 @@ def make_template(crystal: Crystal) -> Template:
     return Template(
         crystal=crystal,
         rotations=rotations,
-        inverse_rotations=np.linalg.inv(rotations),
+        inverse_rotations=np.linalg.inv(rotations).astype(np.float64),
         image=image,
         position_of_site=position_of_site,
         orbit_size=orbit_size,

@@ -188,7 +188,7 @@ class Trainer:
             same = state["recipe"] == json.dumps(msgspec.to_builtins(self.recipe))
             if not same or state["seed"] != self.seed:
                 raise InputError(
-                    f"checkpoint {path} was made with another recipe or seed; give those, or --force to restart"
+                    f"checkpoint {path} is of another recipe or seed; give those, or --force to restart"
                 )
             self.model.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])

@@ -7,6 +7,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,9 +15,9 @@ from hxrd.archive.reader import Archive, open_archive
 from hxrd.archive.schema import GOOD
 from hxrd.crystal.crystal import Crystal
 from hxrd.errors import InputError, Rejected
-from hxrd.kernels import powder
+from hxrd.kernels import powder, profile
 from hxrd.models.preprocess import Grid, preprocess_batch
-from hxrd.physics.instrument import Instrument, load_instrument
+from hxrd.physics.instrument import Instrument
 from hxrd.physics.packing import pack
 from hxrd.simulate.realism import RealismSettings, measured_like
 from hxrd.simulate.simulate import joined, resolution_of
@@ -167,7 +168,7 @@ def simulated(crystals: list[Crystal], instrument: Instrument) -> NDArray[np.flo
         np.full(len(crystals), instrument.wavelength),
         np.tile(np.array(resolution_of(instrument)), (len(crystals), 1)),
         np.zeros(len(crystals)),
-        powder.Grid(float(grid[0]), float(instrument.two_theta[2]), len(grid)),
+        profile.Grid(float(grid[0]), float(instrument.two_theta[2]), len(grid)),
         instrument.probe == "xray",
         out,
     )
@@ -175,12 +176,14 @@ def simulated(crystals: list[Crystal], instrument: Instrument) -> NDArray[np.flo
 
 
 def _instrument_of(archive: Archive) -> Instrument:
-    instrument = load_instrument(archive.instrument)
-    if not np.isclose(instrument.wavelength, archive.wavelength) or instrument.probe != archive.probe:
+    """Return the instrument as the archive recorded it, with whatever overrides it was simulated with."""
+    try:
+        instrument = msgspec.convert(archive.provenance["instrument_settings"], Instrument)
+    except (KeyError, msgspec.ValidationError) as error:
         raise InputError(
-            f"{archive.path}: its probe or wavelength differs from those of instrument {archive.instrument}; "
-            "patterns can be made afresh only for a preset as it stands"
-        )
+            f"{archive.path}: does not say with which instrument it was simulated ({error}); "
+            "patterns can be made afresh only for an archive of `hxrd simulate`"
+        ) from error
     if len(instrument.grid()) != archive.n_points or abs(instrument.grid()[0] - archive.two_theta[0]) > 1e-6:
         raise InputError(f"{archive.path}: its 2θ grid is not that of instrument {archive.instrument}")
     return instrument
