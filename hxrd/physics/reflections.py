@@ -11,6 +11,7 @@ from hxrd.physics.instrument import Instrument
 from hxrd.physics.packing import pack
 
 _CANCELLED = 1e-20  # of the largest possible |F|²; rounding leaves 1e-29, real reflections begin at 1e-13
+_LARGEST_INDEX = 1 << 16  # of h, k, l: three of them and a count fit 64 bits
 _EQUAL_PHASE = 0.02  # cycles; a real shift is at least 1/24, and files round their translations
 
 
@@ -21,7 +22,7 @@ class Reflection:
     Parameters
     ----------
     hkl : tuple of int
-        Its representative: the greatest index triple of the set.
+        Its representative: of the set the triple with fewest minus signs, then the greatest.
     multiplicity : int
         Number of reflections in the set, Friedel mates included.
     d_spacing : float
@@ -106,12 +107,17 @@ def _absent(hkl: NDArray[np.int64], crystal: Crystal) -> NDArray[np.bool_]:
 
 
 def _representatives(hkl: NDArray[np.int64], rotations: NDArray[np.int8]) -> NDArray[np.int64]:
-    """Return the lexicographically greatest equivalent of each reflection under the Laue class."""
-    best = hkl.copy()
+    """Return of each reflection's equivalents the one with fewest minus signs, then greatest h, k, l."""
+    best, best_rank = hkl.copy(), _rank(hkl)
     for rotation in np.unique(rotations.astype(np.int64), axis=0):
         for candidate in (hkl @ rotation, -(hkl @ rotation)):
-            difference = candidate - best
-            first = np.argmax(difference != 0, axis=1)
-            greater = difference[np.arange(len(hkl)), first] > 0
-            best[greater] = candidate[greater]
+            rank = _rank(candidate)
+            better = rank > best_rank
+            best[better], best_rank[better] = candidate[better], rank[better]
     return best
+
+
+def _rank(hkl: NDArray[np.int64]) -> NDArray[np.int64]:
+    base = 2 * _LARGEST_INDEX
+    h, k, l = (hkl + _LARGEST_INDEX).T
+    return ((3 - (hkl < 0).sum(axis=1)) * base + h) * base * base + k * base + l
