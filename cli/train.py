@@ -36,6 +36,7 @@ from hxrd.cli import options
     "--groups", type=click.Choice(["144", "230"]), help="Space groups told apart; overrides the recipe's."
 )
 @click.option("--epochs", type=click.IntRange(min=1), help="Overrides the recipe's.")
+@click.option("--licence", default="", help="Of the weights, kept in the model file.")
 @options.source_option
 @options.seed_option
 @options.device_option
@@ -60,6 +61,7 @@ def train(
     variant: str | None,
     groups: str | None,
     epochs: int | None,
+    licence: str,
     sources: tuple[str, ...],
     seed: int,
     device: str,
@@ -99,6 +101,7 @@ def train(
             recipe,
             validation_paths=validation,
             sources=sources,
+            licence=licence,
             seed=seed,
             device=device,
             workers=workers,

@@ -55,7 +55,8 @@ def main(model: str, *archives: str) -> None:
         for name, (scores, right) in rows.items():
             first, five = share(hits_within(scores, right, 1)), share(hits_within(scores, right, 5))
             print(f"| {path} | {first.n} | {name} | {first} | {five} |")
-        error = expected_calibration_error(probabilities, truth)
+        right = probabilities.argmax(axis=1) == truth
+        error = expected_calibration_error(probabilities.max(axis=1), right)
         print(f"| {path} | {len(truth)} | ECE | {100 * error:.1f} | |")
 
 

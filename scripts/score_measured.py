@@ -19,6 +19,10 @@ from hxrd.crystal.symmetry import bravais_lattice, merged_number, merged_symbol
 from hxrd.models.registry import load_model
 
 
+def _cell(group: int) -> str:
+    return merged_symbol(group).replace(" | ", " or ")
+
+
 def main(model: str, manifest: str, probe: str = "neutron") -> None:
     """Print a Markdown table and the counts."""
     loaded = load_model(model)
@@ -45,17 +49,17 @@ def main(model: str, manifest: str, probe: str = "neutron") -> None:
         lattice = str(labels.bravais.names[int(lattices.argmax())])
         phases = "one" if row["single_phase"] == "yes" else "several"
         tally[phases].append((place == 1, 1 <= place <= 5, lattice == bravais_lattice(group)))
-        first = f"{merged_symbol(ranked[0])} ({entries[order[0]]:.2f}){' ' + batch.flag[0] if batch.flag[0] else ''}"
+        first = f"{_cell(ranked[0])} ({entries[order[0]]:.2f}){' ' + batch.flag[0] if batch.flag[0] else ''}"
         print(
-            f"| {row['id']} | {merged_symbol(group)} | {place or 'not a class'} | {first} "
+            f"| {row['id']} | {_cell(group)} | {place or 'not a class'} | {first} "
             f"| {bravais_lattice(group)} / {lattice} | {phases} |"
         )
     for phases, results in tally.items():
         if results:
             first_right, within_five, lattice_right = np.sum(results, axis=0)
             print(
-                f"\n{phases} phase(s): n = {len(results)}, group first {first_right}, within five {within_five}, "
-                f"Bravais lattice first {lattice_right}"
+                f"\n{phases} phase(s): n = {len(results)}, group first {first_right}, "
+                f"within five {within_five}, Bravais lattice first {lattice_right}"
             )
 
 

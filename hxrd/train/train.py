@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -29,6 +30,7 @@ from hxrd.train.streams import (
 logger = logging.getLogger(__name__)
 
 _HELD_OUT = 0.05  # of the archive, where no validation archive is given
+_LOW_CONFIDENCE = 0.3  # a best probability below it is flagged
 
 
 def train_model(
@@ -38,6 +40,7 @@ def train_model(
     *,
     validation_paths: Sequence[Path],
     sources: tuple[str, ...],
+    licence: str,
     seed: int,
     device: str,
     workers: int,
@@ -59,6 +62,8 @@ def train_model(
         Archives for temperature and log.
     sources : tuple of str
         Where crystals are found, if they are needed.
+    licence : str
+        Of the weights, for the metadata.
     seed : int
     device : str
         ``auto``, ``cpu`` or ``cuda``.
@@ -106,7 +111,18 @@ def train_model(
     finally:
         if isinstance(stream, WorkerStream):
             stream.close()
-    _write(trainer, validation, archive, output, classes, recipe, seed, len(stream.labels), validation_paths)
+    _write(
+        trainer,
+        validation,
+        archive,
+        output,
+        classes,
+        recipe,
+        licence,
+        seed,
+        len(stream.labels),
+        validation_paths,
+    )
     checkpoint.unlink()
 
 
@@ -149,21 +165,17 @@ def _validation(
     )
 
 
-def _write(
-    trainer: Trainer,
-    validation: Validation,
+def _metadata(
+    name: str,
     archive: Archive,
-    output: Path,
     classes: tuple[int, ...],
     recipe: Recipe,
-    seed: int,
-    n_patterns: int,
-    validation_paths: Sequence[Path],
-) -> None:
-    logits = trainer.logits(validation.patterns)
+    licence: str,
+    provenance: dict[str, Any],
+) -> ModelMetadata:
     two_theta = archive.two_theta
-    metadata = ModelMetadata(
-        name=output.stem,
+    return ModelMetadata(
+        name=name,
         variant=recipe.variant,
         task="space-group",
         classes=classes,
@@ -172,20 +184,15 @@ def _write(
         wavelength=archive.wavelength,
         preprocessing="background" if recipe.realism is not None else "none",
         input_transform=recipe.input_transform,
-        temperature=fit_temperature(logits, validation.labels),
-        low_confidence=0.3,
+        low_confidence=_LOW_CONFIDENCE,
+        licence=licence,
         provenance={
             "hxrd": hxrd.__version__,
             "torch": str(torch.__version__),
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "archive": archive.path.name,
-            "n_patterns": n_patterns,
-            "validation": [path.name for path in validation_paths],
-            "validation_scores": trainer.evaluate(validation),
             "instrument": archive.instrument,
-            "seed": seed,
             "recipe": msgspec.to_builtins(recipe),
+            **provenance,
         },
     )
-    save_model(output, trainer.average, metadata)
-    logger.info("wrote %s (temperature %.3f)", output, metadata.temperature)
