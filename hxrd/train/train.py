@@ -111,18 +111,16 @@ def train_model(
     finally:
         if isinstance(stream, WorkerStream):
             stream.close()
-    _write(
-        trainer,
-        validation,
-        archive,
-        output,
-        classes,
-        recipe,
-        licence,
-        seed,
-        len(stream.labels),
-        validation_paths,
-    )
+    provenance = {
+        "n_patterns": len(stream.labels),
+        "validation": [path.name for path in validation_paths],
+        "validation_scores": trainer.evaluate(validation),
+        "seed": seed,
+    }
+    metadata = _metadata(output.stem, archive, classes, recipe, licence, provenance)
+    temperature = fit_temperature(trainer.logits(validation.patterns), validation.labels)
+    save_model(output, trainer.average, msgspec.structs.replace(metadata, temperature=temperature))
+    logger.info("wrote %s (temperature %.3f)", output, temperature)
     checkpoint.unlink()
 
 
