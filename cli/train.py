@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from hxrd.cli import options
+from hxrd.errors import UsageError
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -36,6 +37,9 @@ from hxrd.cli import options
     "--groups", type=click.Choice(["144", "230"]), help="Space groups told apart; overrides the recipe's."
 )
 @click.option("--epochs", type=click.IntRange(min=1), help="Overrides the recipe's.")
+@click.option(
+    "--start-from", metavar="NAME|FILE", help="Begin with the weights of this model, not at random."
+)
 @click.option("--licence", default="", help="Of the weights, kept in the model file.")
 @options.source_option
 @options.seed_option
@@ -61,6 +65,7 @@ def train(
     variant: str | None,
     groups: str | None,
     epochs: int | None,
+    start_from: str | None,
     licence: str,
     sources: tuple[str, ...],
     seed: int,
@@ -81,6 +86,8 @@ def train(
       hxrd simulate train_ids.txt --source jsonl:crystals.jsonl.gz -o train.zarr
       hxrd train train.zarr -o model.safetensors --epochs 10
     """
+    if force and resume:
+        raise UsageError("--force starts afresh and --resume goes on: give one of them")
     import msgspec
     import torch
 
@@ -101,6 +108,7 @@ def train(
             recipe,
             validation_paths=validation,
             sources=sources,
+            start_from=start_from,
             licence=licence,
             seed=seed,
             device=device,

@@ -124,6 +124,7 @@ def _forward(x, gamma, beta, pool, eps, out, chosen):
             begin = max(0, window * pool - pool // 2)
             end = min(n_positions, window * pool - pool // 2 + pool)
             greatest[:], least[:] = -np.inf, np.inf
+            greatest_at[:], least_at[:] = begin, begin  # NaN is neither: its gradient must not go astray
             for position in range(begin, end):
                 _normalised(x[row, position], eps, y)
                 place = np.int32(position)

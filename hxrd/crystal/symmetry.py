@@ -4,7 +4,10 @@ Everything is computed from gemmi's operations of the reference settings (Intern
 axis b and cell choice 1, origin 2, hexagonal axes for R); no table of groups is copied.
 """
 
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from itertools import permutations
 
@@ -33,6 +36,8 @@ SPACE_GROUPS_144: tuple[int, ...] = (
 )
 # fmt: on
 """The space groups with more than 50 patterns in Lolla et al. (2022), Table 1, in label order."""
+
+logger = logging.getLogger(__name__)
 
 _ALL_GROUPS = range(1, 231)
 _FAMILY_LETTERS = {
@@ -275,7 +280,9 @@ def find_symmetry(crystal: Crystal, tolerance: float = 1e-3) -> Crystal:
     Returns
     -------
     Crystal
-        The same cell and sites, with `space_group`, `rotations` and `translations` in that cell.
+        The same cell and sites, with `space_group`, `rotations` and `translations` in that cell. Where
+        the cell is a supercell whose lattice lacks some rotations of the group, the operations are those
+        that its lattice keeps, so fewer than the group's.
 
     Raises
     ------
@@ -294,8 +301,10 @@ def find_symmetry(crystal: Crystal, tolerance: float = 1e-3) -> Crystal:
         raise Rejected("no atoms")
     positions, kinds = _atoms_by_position(crystal)
     basis = np.linalg.cholesky(crystal.metric)
+    cell = moyopy.Cell(basis.tolist(), positions.tolist(), kinds)
     try:
-        found = moyopy.MoyoDataset(moyopy.Cell(basis.tolist(), positions.tolist(), kinds), symprec=tolerance)
+        with _moyo_messages_as_details():
+            found = moyopy.MoyoDataset(cell, symprec=tolerance)
     except ValueError as error:
         raise Rejected(f"no symmetry found within {tolerance:g} Å ({error})") from error
     return dataclasses.replace(
@@ -304,6 +313,22 @@ def find_symmetry(crystal: Crystal, tolerance: float = 1e-3) -> Crystal:
         rotations=np.asarray(found.operations.rotations, dtype=np.int8),
         translations=np.asarray(found.operations.translations, dtype=np.float64) % 1.0,
     )
+
+
+@contextmanager
+def _moyo_messages_as_details() -> Iterator[None]:
+    """Tell moyo's warnings (a supercell lacks operations of its primitive cell) as details of hxrd."""
+
+    def as_detail(record: logging.LogRecord) -> bool:
+        logger.debug("moyo: %s", record.getMessage())
+        return False
+
+    moyo = logging.getLogger("moyo")
+    moyo.addFilter(as_detail)
+    try:
+        yield
+    finally:
+        moyo.removeFilter(as_detail)
 
 
 def _atoms_by_position(crystal: Crystal) -> tuple[NDArray[np.float64], list[int]]:

@@ -1,5 +1,6 @@
 """Instruments: what a diffractometer does to the reflections of a crystal, as small TOML files."""
 
+import math
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -25,6 +26,7 @@ _K_ALPHA = {
 }
 _DOUBLET_WEIGHTS = (2 / 3, 1 / 3)
 LARGEST_GRID = 200_000
+_WHOLE_STEPS = 1e-3  # how far from a whole number the steps of a range may be, as for a model's grid
 
 
 class Instrument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -94,7 +96,7 @@ def load_instrument(name_or_path: str) -> Instrument:
     UsageError
         No such preset or file.
     InputError
-        A file that is not a valid instrument; the offending field is named.
+        A file that is not a valid instrument, or an impossible one; the offending field is named.
     """
     path = Path(name_or_path)
     if path.suffix == ".toml":
@@ -112,10 +114,9 @@ def load_instrument(name_or_path: str) -> Instrument:
             "or give a file that ends in .toml"
         )
     try:
-        instrument = msgspec.convert(tomllib.loads(text), Instrument)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        return _checked(msgspec.convert(tomllib.loads(text), Instrument))
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError, UsageError) as error:
         raise InputError(f"instrument {name_or_path}: {error}") from error
-    return _checked(instrument)
 
 
 def parse_wavelength(text: str) -> tuple[tuple[float, float], ...]:
@@ -167,20 +168,30 @@ def with_overrides(
 
 
 def _checked(instrument: Instrument) -> Instrument:
-    start, stop, step = instrument.two_theta
-    if not (0 < start < stop < 180 and 0 < step <= stop - start):
-        raise UsageError(
-            f"2θ range {start:g} {stop:g} {step:g} is impossible: degrees, 0 < START < STOP < 180, STEP > 0"
-        )
-    if (stop - start) / step > LARGEST_GRID:
-        raise UsageError(f"2θ range {start:g} {stop:g} {step:g} has over {LARGEST_GRID} points")
-    if not instrument.wavelengths or any(
-        not 0.01 <= wavelength <= 100 or weight <= 0 for wavelength, weight in instrument.wavelengths
+    _check_two_theta(*instrument.two_theta)
+    if not instrument.wavelengths or not all(
+        0.01 <= wavelength <= 100 and 0 < weight < math.inf for wavelength, weight in instrument.wavelengths
     ):
-        raise UsageError(f"instrument {instrument.name}: wavelengths must be 0.01 to 100 Å, weights positive")
+        raise UsageError("wavelengths must be 0.01 to 100 Å, and their weights positive")
     if (instrument.probe == "xray") != (instrument.scattering_table == "it92"):
         raise UsageError(
-            f"instrument {instrument.name}: scattering table {instrument.scattering_table} "
-            f"is not one for probe {instrument.probe}"
+            f"scattering_table {instrument.scattering_table} is not one for probe {instrument.probe}"
         )
+    for name in ("caglioti_u", "caglioti_v", "caglioti_w", "lorentzian_x", "lorentzian_y"):
+        if not math.isfinite(getattr(instrument, name)):
+            raise UsageError(f"{name} must be a finite number")
+    if not 0 <= instrument.axial_divergence < 1:
+        raise UsageError("axial_divergence must lie in [0, 1)")
     return instrument
+
+
+def _check_two_theta(start: float, stop: float, step: float) -> None:
+    text = f"2θ range {start:g} {stop:g} {step:g}"
+    if not (0 < start < stop < 180 and 0 < step <= stop - start):
+        raise UsageError(f"{text} is impossible: degrees, 0 < START < STOP < 180, STEP > 0")
+    steps = (stop - start) / step
+    if steps > LARGEST_GRID:
+        raise UsageError(f"{text} has over {LARGEST_GRID} points")
+    if abs(steps - round(steps)) > _WHOLE_STEPS:
+        last = start + math.floor(steps) * step
+        raise UsageError(f"{text} does not reach its STOP by whole steps: give {last:.6g} as STOP")

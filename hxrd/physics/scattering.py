@@ -54,7 +54,7 @@ def _periodictable(mass: str, element: str) -> complex | None:
     try:
         atom = periodictable.elements.symbol(element)
         neutron = (atom[int(mass)] if mass else atom).neutron
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):  # no such element or isotope; an isotope of D
         return None
     if neutron is None or neutron.b_c is None:
         return None

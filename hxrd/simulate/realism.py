@@ -20,6 +20,12 @@ from hxrd.simulate.simulate import joined, resolution_of
 
 Range = tuple[float, float]
 
+# Drawn evenly in the logarithm, or meaningless at 0.
+_POSITIVE = (
+    *("wavelength", "start", "narrowest_fwhm", "caglioti_u"),
+    *("peak_counts", "background", "impurity_fraction", "can_fraction"),
+)
+
 # Aluminium of sample cans and cryostats: Straumanis & Woodward (1971), Acta Cryst. A27, 549.
 _ALUMINIUM_EDGE = 4.0496
 
@@ -81,6 +87,29 @@ class RealismSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     can_fraction: Range = (0.03, 0.4)
     magnetic_probability: float = 0.15
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be drawn; msgspec reports a ValueError as a validation error."""
+        for name in ("clean_share", "impurity_probability", "can_probability", "magnetic_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1]")
+        for name, (low, high) in self._ranges().items():
+            if not low <= high < np.inf:
+                raise ValueError(f"{name} must be a range [least, greatest]")
+            if not (low > 0 if name in _POSITIVE else low >= 0):
+                raise ValueError(f"{name} must be {'above' if name in _POSITIVE else 'at least'} 0")
+        if not 0 <= self.zero_shift < np.inf:
+            raise ValueError("zero_shift must be at least 0")
+        if self.group_size < 1:
+            raise ValueError("group_size must be at least 1")
+        if not self.start[1] + 10 <= self.stop[0] <= self.stop[1] < 180:
+            raise ValueError("stop must lie 10 degrees above start, and below 180")
+        if not self.steps or not all(0.001 <= step <= 1 for step in self.steps):
+            raise ValueError("steps must be 0.001 to 1 degree")
+
+    def _ranges(self) -> dict[str, Range]:
+        values = {name: getattr(self, name) for name in self.__struct_fields__ if name != "steps"}
+        return {name: value for name, value in values.items() if isinstance(value, tuple)}
+
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
@@ -108,7 +137,8 @@ def measured_like(
     ----------
     crystals : list of Crystal
     instrument : Instrument
-        The preset; its scattering table is used throughout, its resolution for the clean share.
+        The preset; its probe and scattering table are used throughout, its resolution for the clean share.
+        Of a multiplet the mean wavelength stands for all lines.
     settings : RealismSettings
     target : Grid
         Of the model.
@@ -145,12 +175,20 @@ def _group(
     shifts = np.zeros(n_patterns) if clean else _zero_shifts(n_patterns, settings, rng)
     intensity = np.empty((n_patterns, measurement.grid.n_points), np.float32)
     wavelengths = np.full(n_patterns, measurement.wavelength)
-    powder.patterns_varied(batch, wavelengths, resolutions, shifts, measurement.grid, False, intensity)
+    xray = instrument.probe == "xray"
+    powder.patterns_varied(batch, wavelengths, resolutions, shifts, measurement.grid, xray, intensity)
     if not clean:
         phases, can = intensity[:-1], intensity[-1]
         intensity = _with_foreign_lines(phases, can, measurement, settings, rng)
         intensity = _counted(intensity, measurement, settings, rng)
-    return preprocess_batch(intensity, measurement.two_theta, measurement.wavelength, target, background=True)
+    return preprocess_batch(
+        intensity,
+        measurement.two_theta,
+        measurement.wavelength,
+        target,
+        background=True,
+        probe=instrument.probe,
+    )
 
 
 def _aluminium() -> Crystal:

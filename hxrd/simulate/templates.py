@@ -41,6 +41,15 @@ class TemplateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     b_iso_probability: float = 0.5
     b_iso_max: float = 2.0
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be drawn; msgspec reports a ValueError as a validation error."""
+        for name in ("exchange_probability", "b_iso_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1]")
+        for name in ("scale_sigma", "strain_sigma", "displacement", "b_iso_max"):
+            if not 0 <= getattr(self, name) < np.inf:
+                raise ValueError(f"{name} must be at least 0")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Template:

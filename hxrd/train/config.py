@@ -65,6 +65,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ValueError("learning_rate must lie in (0, 1), warm_up and dropout in [0, 1)")
         if not 0 <= self.average_decay < 1 or not 0 <= self.label_smoothing < 1:
             raise ValueError("average_decay and label_smoothing must lie in [0, 1)")
+        if not (self.weight_decay >= 0 and self.clip_norm > 0):
+            raise ValueError("weight_decay must be at least 0 and clip_norm above 0")
 
 
 def load_recipe(path: Path) -> Recipe:

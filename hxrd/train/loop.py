@@ -59,13 +59,16 @@ class Trainer:
         log: Path,
         advance: Callable[[int], None],
     ) -> None:
-        """Train until the recipe's last epoch; a checkpoint and a line of the log after each."""
+        """Train until the recipe's last epoch; a line of the log and a checkpoint after each.
+
+        The line comes first, so a kill between the two leaves one too many and never one too few:
+        `trim_log` takes it away.
+        """
         while self.epoch < self.recipe.epochs:
             began = time.perf_counter()
             loss = self._train_epoch(stream, advance)
             self.epoch += 1
             scores = self.evaluate(validation)
-            self.save(checkpoint)
             record = {
                 "epoch": self.epoch,
                 "loss": round(loss, 5),
@@ -75,6 +78,7 @@ class Trainer:
             }
             with log.open("a", encoding="utf-8") as stream_out:
                 stream_out.write(json.dumps(record) + "\n")
+            self.save(checkpoint)
             logger.info(
                 "epoch %d of %d: loss %.3f, validation top-1 %.1f %%, top-5 %.1f %%, %.0f s",
                 self.epoch,
@@ -175,6 +179,11 @@ class Trainer:
         torch.save(state, part)
         part.replace(path)
 
+    def start_from(self, weights: dict[str, Tensor]) -> None:
+        """Take over the weights of a trained model of the same layout and classes."""
+        self.model.load_state_dict(weights)
+        self.average.load_state_dict(weights)
+
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint.
 
@@ -198,7 +207,15 @@ class Trainer:
         except InputError:
             raise
         except Exception as error:
-            raise InputError(f"checkpoint {path} cannot be read ({error}); --force restarts") from error
+            told = next(iter(str(error).splitlines()), type(error).__name__)
+            raise InputError(f"checkpoint {path} cannot be read ({told}); --force restarts") from error
+
+
+def trim_log(log: Path, n_epochs: int) -> None:
+    """Keep the lines of the first epochs, those that a checkpoint stands for."""
+    if log.exists():
+        lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+        log.write_text("".join(lines[:n_epochs]), encoding="utf-8")
 
 
 def one_cycle(progress: float, recipe: Recipe) -> float:

@@ -1,9 +1,12 @@
 """Where training patterns come from: an archive as it stands, or varied crystals simulated afresh."""
 
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Protocol
 
@@ -20,10 +23,10 @@ from hxrd.models.preprocess import Grid, preprocess_batch
 from hxrd.physics.instrument import Instrument
 from hxrd.physics.packing import pack
 from hxrd.simulate.realism import RealismSettings, measured_like
-from hxrd.simulate.simulate import joined, resolution_of
+from hxrd.simulate.simulate import joined, resolution_of, simulate_patterns
 from hxrd.simulate.templates import TemplateSampler, TemplateSettings, templates_from
 
-_CHUNKS_AHEAD = 3
+_CHUNKS_AHEAD = 3  # at least; more where more workers are to be kept busy
 
 
 class Stream(Protocol):
@@ -63,8 +66,16 @@ class ArchiveStream:
         self._intensity = archive.read(0, archive.n_patterns)[self.rows]
 
     def hold_out(self, share: float, seed: int) -> "Validation":
-        """Take a random share of the patterns out of the stream and return it."""
+        """Take a random share of the patterns out of the stream and return it.
+
+        Raises
+        ------
+        InputError
+            There is only one pattern.
+        """
         order = np.random.default_rng([seed, 4]).permutation(len(self.labels))
+        if len(order) < 2:
+            raise InputError("one pattern is too few to hold any out: give more, or --validation ARCHIVE")
         n_held = max(1, round(share * len(order)))
         held, kept = np.sort(order[:n_held]), np.sort(order[n_held:])
         validation = Validation(self.patterns(0, held), self.labels[held])
@@ -160,7 +171,9 @@ class CrystalStream:
 
 
 def simulated(crystals: list[Crystal], instrument: Instrument) -> NDArray[np.float32]:
-    """Simulate on the calling thread, so that a worker takes one core."""
+    """Simulate on the calling thread, so that a worker takes one core (a multiplet: on all threads)."""
+    if len(instrument.wavelengths) > 1:
+        return simulate_patterns(crystals, instrument)[0]
     grid = instrument.grid()
     out = np.empty((len(crystals), len(grid)), np.float32)
     powder.patterns_varied(
@@ -222,17 +235,30 @@ def _scatterers(elements: list[str], instrument: Instrument) -> list[str]:
 
 # Worker processes ---------------------------------------------------------------------------------
 
+_worker_spec: CrystalStreamSpec | None = None
 _worker_stream: CrystalStream | None = None
 
 
-def _build_in_worker(spec: CrystalStreamSpec) -> None:
-    global _worker_stream
-    _worker_stream = CrystalStream(spec)
+def _set_up_worker(spec: CrystalStreamSpec) -> None:
+    global _worker_spec
+    _worker_spec = spec
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the training process ends the workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this worker when the training process was killed: nobody else would."""
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _chunk_in_worker(epoch: int, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-    if _worker_stream is None:
+    global _worker_stream
+    if _worker_spec is None:
         raise RuntimeError("the worker was not set up")
+    if _worker_stream is None:  # built here and not in the initializer, so that its errors are told
+        _worker_stream = CrystalStream(_worker_spec)
     return _worker_stream.patterns(epoch, numbers)
 
 
@@ -248,8 +274,9 @@ class WorkerStream:
 
     def __init__(self, spec: CrystalStreamSpec, labels: NDArray[np.int64], n_workers: int):
         self.labels = labels
+        self.chunks_ahead = max(_CHUNKS_AHEAD, n_workers)
         self._pool = ProcessPoolExecutor(
-            n_workers, get_context("spawn"), initializer=_build_in_worker, initargs=(spec,)
+            n_workers, get_context("spawn"), initializer=_set_up_worker, initargs=(spec,)
         )
 
     def submit(self, epoch: int, numbers: NDArray[np.int64]) -> "Future[NDArray[np.float32]]":
@@ -273,6 +300,6 @@ def epoch_chunks(
         return
     waiting: list[Future[NDArray[np.float32]]] = []
     for turn, numbers in enumerate(pieces):
-        while len(waiting) <= min(_CHUNKS_AHEAD, len(pieces) - 1 - turn):
+        while len(waiting) <= min(stream.chunks_ahead, len(pieces) - 1 - turn):
             waiting.append(stream.submit(epoch, pieces[turn + len(waiting)]))
         yield waiting.pop(0).result(), stream.labels[numbers]

@@ -14,10 +14,11 @@ import hxrd
 from hxrd.archive.reader import Archive, open_archive
 from hxrd.classify.calibration import fit_temperature
 from hxrd.crystal.symmetry import SPACE_GROUPS_144
-from hxrd.errors import HxrdError, UsageError
-from hxrd.models.registry import ModelMetadata, save_model
+from hxrd.errors import HxrdError, InputError, UsageError
+from hxrd.models.registry import ModelMetadata, load_model, save_model
+from hxrd.models.resnet1d import STEM_KERNEL
 from hxrd.train.config import Recipe
-from hxrd.train.loop import Trainer
+from hxrd.train.loop import Trainer, trim_log
 from hxrd.train.streams import (
     ArchiveStream,
     CrystalStream,
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _HELD_OUT = 0.05  # of the archive, where no validation archive is given
 _LOW_CONFIDENCE = 0.3  # a best probability below it is flagged
+_SAME_ANGLE = 1e-6  # degrees
 
 
 def train_model(
@@ -40,6 +42,7 @@ def train_model(
     *,
     validation_paths: Sequence[Path],
     sources: tuple[str, ...],
+    start_from: str | None,
     licence: str,
     seed: int,
     device: str,
@@ -62,6 +65,8 @@ def train_model(
         Archives for temperature and log.
     sources : tuple of str
         Where crystals are found, if they are needed.
+    start_from : str or None
+        Name or file of a model whose weights to begin with.
     licence : str
         Of the weights, for the metadata.
     seed : int
@@ -78,6 +83,8 @@ def train_model(
     ------
     UsageError
         An output that is no ``.safetensors``, or no validation archive where one is needed.
+    InputError
+        An archive that cannot be learnt from, or a validation archive that does not fit it.
     HxrdError
         The output exists.
     """
@@ -85,12 +92,18 @@ def train_model(
     _check_output(output, checkpoint, resume, force)
     classes = SPACE_GROUPS_144 if recipe.groups == 144 else tuple(range(1, 231))
     archive = open_archive(archive_path)
+    _even_grid(archive)
+    for path in validation_paths:
+        _check_alike(open_archive(path), archive)
     trainer = Trainer(recipe, len(classes), seed, _device(device))
     if resume and checkpoint.exists():
         trainer.restore(checkpoint)
+        trim_log(log, trainer.epoch)
         logger.info("resuming after epoch %d", trainer.epoch)
     else:
         log.unlink(missing_ok=True)
+        if start_from is not None:
+            trainer.start_from(_weights_of(start_from, recipe, classes))
     output.parent.mkdir(parents=True, exist_ok=True)
     afresh = recipe.templates is not None or recipe.realism is not None
     if afresh:
@@ -106,6 +119,7 @@ def train_model(
             if validation_paths
             else stream.hold_out(_HELD_OUT, seed)
         )
+    progress(trainer.epoch * len(stream.labels))
     try:
         trainer.run(stream, validation, checkpoint, log, progress)
     finally:
@@ -116,6 +130,7 @@ def train_model(
         "validation": [path.name for path in validation_paths],
         "validation_scores": trainer.evaluate(validation),
         "seed": seed,
+        "started_from": start_from,
     }
     metadata = _metadata(output.stem, archive, classes, recipe, licence, provenance)
     temperature = fit_temperature(trainer.logits(validation.patterns), validation.labels)
@@ -124,14 +139,52 @@ def train_model(
     checkpoint.unlink()
 
 
+def _weights_of(name_or_path: str, recipe: Recipe, classes: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    loaded = load_model(name_or_path)
+    if loaded.metadata.classes != classes or loaded.metadata.variant != recipe.variant:
+        raise UsageError(
+            f"--start-from {name_or_path}: its classes or variant are not those that the recipe asks for"
+        )
+    return loaded.model.state_dict()
+
+
 def _check_output(output: Path, checkpoint: Path, resume: bool, force: bool) -> None:
     if output.suffix != ".safetensors":
         raise UsageError(f"output {output} must end in .safetensors")
+    if output.is_dir():
+        raise UsageError(f"output {output} is a folder; give the name of a file")
     if output.exists() and not force:
         raise HxrdError(f"{output} exists; give another name, or --force to overwrite it")
     if checkpoint.exists() and not (resume or force):
         raise HxrdError(
             f"{checkpoint} is left from an interrupted training; --resume goes on, --force restarts"
+        )
+
+
+def _even_grid(archive: Archive) -> tuple[float, float, float]:
+    """Start, stop and step in degrees, which a model's file states in place of all its angles."""
+    two_theta = archive.two_theta
+    if archive.n_points < STEM_KERNEL:
+        raise InputError(f"{archive.path}: {archive.n_points} points are too few to learn from")
+    step = float(np.round(two_theta[1] - two_theta[0], 9))
+    even = two_theta[0] + step * np.arange(archive.n_points)
+    if np.abs(two_theta - even).max() > 1e-3 * step:
+        raise InputError(f"{archive.path}: its 2θ is not evenly spaced, which a model's grid must be")
+    return float(two_theta[0]), float(two_theta[-1]), step
+
+
+def _check_alike(validation: Archive, archive: Archive) -> None:
+    """Refuse validation patterns that the model would not understand."""
+    same = (
+        validation.probe == archive.probe
+        and validation.wavelengths == archive.wavelengths
+        and validation.n_points == archive.n_points
+        and float(np.abs(validation.two_theta - archive.two_theta).max()) < _SAME_ANGLE
+    )
+    if not same:
+        raise InputError(
+            f"validation archive {validation.path} differs from {archive.path} in probe, wavelength or 2θ; "
+            "simulate both with the same instrument"
         )
 
 
@@ -171,13 +224,12 @@ def _metadata(
     licence: str,
     provenance: dict[str, Any],
 ) -> ModelMetadata:
-    two_theta = archive.two_theta
     return ModelMetadata(
         name=name,
         variant=recipe.variant,
         task="space-group",
         classes=classes,
-        grid=(float(two_theta[0]), float(two_theta[-1]), float(np.round(two_theta[1] - two_theta[0], 9))),
+        grid=_even_grid(archive),
         probe="xray" if archive.probe == "xray" else "neutron",
         wavelength=archive.wavelength,
         preprocessing="background" if recipe.realism is not None else "none",
