@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("hxrd.cli.train:train", "Train a classifier on crystals or on an archive."),
     "info": ("hxrd.cli.info:info", "Say what an archive, model or result holds; describe this machine."),
     "plot": ("hxrd.cli.plot:plot", "Draw patterns, or the class distribution, of an archive."),
-    "models": ("hxrd.cli.models:models", "List, import and export models."),
+    "models": ("hxrd.cli.models:models", "List models, and import the released ones."),
 }
 
 logger = logging.getLogger("hxrd")
