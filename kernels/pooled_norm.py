@@ -19,6 +19,8 @@ from numba import njit
 from torch import Tensor
 from torch.nn import functional
 
+_NAN_IS_ALLOWED = {"contract", "reassoc", "nsz", "arcp", "afn"}  # all freedoms but those that rule out NaN
+
 
 def reference(x_BLC: Tensor, gamma_C: Tensor, beta_C: Tensor, pool: int, eps: float = 1e-5) -> Tensor:
     """Return max pool(GELU(LayerNorm(x))) in plain torch, shape (B, P, C).
@@ -90,7 +92,7 @@ def _over_rows(work: Callable[[slice], None], n_rows: int) -> None:
     list(_threads(n_threads).map(work, slices))
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@njit(cache=True, nogil=True, fastmath=_NAN_IS_ALLOWED, error_model="numpy")
 def _normalised(x, eps, out):
     """Normalise over the channels of one position; returns 1/σ."""
     n_channels = len(x)
@@ -113,7 +115,7 @@ def _gelu(value):
     return 0.5 * value * (1 + math.erf(value * 0.7071067811865476))
 
 
-@njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
+@njit(cache=True, nogil=True, fastmath=_NAN_IS_ALLOWED)
 def _forward(x, gamma, beta, pool, eps, out, chosen):
     n_positions, n_channels = x.shape[1:]
     for row in range(len(x)):
@@ -141,7 +143,7 @@ def _forward(x, gamma, beta, pool, eps, out, chosen):
                 chosen[row, window, c] = least_at[c] if falling else greatest_at[c]
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@njit(cache=True, nogil=True, fastmath=_NAN_IS_ALLOWED, error_model="numpy")
 def _backward(grad, x, gamma, chosen, eps, grad_x, affine):
     """Gradient of x (zeros on entry), and each row's share in those of gamma and beta."""
     n_positions, n_channels = x.shape[1:]
