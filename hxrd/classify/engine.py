@@ -89,6 +89,9 @@ class Predictor:
         self.precision = precision
         self.n_classes = loaded.metadata.n_classes
         self._model = loaded.model.to(self.device).eval()
+        # On a CPU a batch for each thread: the layers are too small to be shared out among threads.
+        n_threads = 1 if on_gpu else torch.get_num_threads()
+        self._threads = ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,))
 
     def __call__(self, prepared: NDArray[np.float32], first: int = 0) -> NDArray[np.float32]:
         """Return logits (n, n_classes) of network inputs (n, n_points), the first being pattern `first`."""
@@ -96,11 +99,9 @@ class Predictor:
         padded_length = -(-(lead + n) // self.batch_size) * self.batch_size
         padded = np.zeros((padded_length, prepared.shape[1]), np.float32)
         padded[lead : lead + n] = prepared
-        batches = [
-            self._logits(padded[start : start + self.batch_size])
-            for start in range(0, padded_length, self.batch_size)
-        ]
-        return np.concatenate(batches)[lead : lead + n]
+        batches = np.split(padded, padded_length // self.batch_size)
+        logits = list(self._threads.map(self._logits, batches))
+        return np.concatenate(logits)[lead : lead + n]
 
     @torch.inference_mode()
     def _logits(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
