@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -193,11 +194,14 @@ class Trainer:
             It cannot be read, or belongs to another recipe or seed.
         """
         try:
+            with zipfile.ZipFile(path) as parts:  # torch does not look at the checksums that it writes
+                if parts.testzip() is not None:
+                    raise zipfile.BadZipFile("a checksum is wrong")
             state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
             same = state["recipe"] == json.dumps(msgspec.to_builtins(self.recipe))
             if not same or state["seed"] != self.seed:
                 raise InputError(
-                    f"checkpoint {path} is of another recipe or seed; give those, or --force to restart"
+                    f"checkpoint {path} is of another recipe or seed; give those, or --force in place of --resume"
                 )
             self.model.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
@@ -207,8 +211,9 @@ class Trainer:
         except InputError:
             raise
         except Exception as error:
-            told = next(iter(str(error).splitlines()), type(error).__name__)
-            raise InputError(f"checkpoint {path} cannot be read ({told}); --force restarts") from error
+            raise InputError(
+                f"checkpoint {path} is damaged, or is none of hxrd; --force in place of --resume starts again"
+            ) from error
 
 
 def trim_log(log: Path, n_epochs: int) -> None:

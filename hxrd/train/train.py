@@ -90,6 +90,9 @@ def train_model(
     """
     checkpoint, log = output.with_suffix(".checkpoint"), output.with_suffix(".log.jsonl")
     _check_output(output, checkpoint, resume, force)
+    afresh = recipe.templates is not None or recipe.realism is not None
+    if afresh and not validation_paths:
+        raise UsageError("a recipe that makes patterns afresh needs --validation ARCHIVE")
     classes = SPACE_GROUPS_144 if recipe.groups == 144 else tuple(range(1, 231))
     archive = open_archive(archive_path)
     _even_grid(archive)
@@ -102,13 +105,11 @@ def train_model(
         logger.info("resuming after epoch %d", trainer.epoch)
     else:
         log.unlink(missing_ok=True)
+        checkpoint.unlink(missing_ok=True)  # a kill in the first epoch must not leave that of an older training
         if start_from is not None:
             trainer.start_from(_weights_of(start_from, recipe, classes))
     output.parent.mkdir(parents=True, exist_ok=True)
-    afresh = recipe.templates is not None or recipe.realism is not None
     if afresh:
-        if not validation_paths:
-            raise UsageError("a recipe that makes patterns afresh needs --validation ARCHIVE")
         spec = CrystalStreamSpec(archive_path, sources, classes, recipe.templates, recipe.realism, seed)
         stream: ArchiveStream | WorkerStream = WorkerStream(spec, labelled_rows(archive, classes)[1], workers)
         validation = _validation(validation_paths, classes, recipe, sources)
