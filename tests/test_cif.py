@@ -503,3 +503,13 @@ def test_general_positions_fill_every_group(tmp_path_factory, number, position):
     assert crystal.space_group == number
     assert len(crystal.rotations) == len(list(group.operations()))
     assert len(crystal.rotations) % len(crystal.species) == 0
+
+
+def test_a_group_number_that_does_not_exist_is_no_p1(tmp_path):
+    header = "_symmetry_Int_Tables_number 999"
+    assert "unknown space group '999'" in _rejection(tmp_path, _cif(header=header))
+
+
+def test_listed_operations_need_no_known_name(tmp_path):
+    header = f"{GROUP} 'my own setting'\n" + _operations("x,y,z", "-x,-y,-z")
+    assert len(_one(tmp_path, _cif(header=header)).rotations) == 2

@@ -40,6 +40,8 @@ CODE_TAGS = (
     "_database_code_depnum_ccdc_archive",
 )
 """Tags that hold the collection code by which a database knows the entry."""
+_NAME_TAGS = ("_space_group_name_H-M_alt", "_symmetry_space_group_name_H-M", "_space_group_name_H-M_full")
+_NUMBER_TAGS = ("_space_group_IT_number", "_symmetry_Int_Tables_number")
 
 
 def read_cif(path: str | Path) -> list[Crystal]:
@@ -180,8 +182,8 @@ def _cell(block: gemmi.cif.Block) -> NDArray[np.float64]:
 
 def _number(block: gemmi.cif.Block) -> int:
     """Space-group number as the file states it; 0 where it states none."""
-    text = text_of(block, "_space_group_IT_number", "_symmetry_Int_Tables_number")
-    return int(text) if text.isdigit() and 1 <= int(text) <= 230 else 0
+    text = text_of(block, *_NUMBER_TAGS)
+    return int(text) if text.isdecimal() and 1 <= int(text) <= 230 else 0
 
 
 def _operation_choices(block: gemmi.cif.Block, cell: NDArray[np.float64]) -> list[tuple[int, Operations]]:
@@ -204,6 +206,8 @@ def _operation_choices(block: gemmi.cif.Block, cell: NDArray[np.float64]) -> lis
         return [(found.number if found else 0, operations_from_group(group))]
     if named:
         return [(number, operations_from_group(group)) for number, group in named]
+    if stated := text_of(block, *_NAME_TAGS, *_NUMBER_TAGS):
+        raise Rejected(f"unknown space group {stated!r}, and no symmetry operations are listed")
     return [(0, operations_from_group(gemmi.GroupOps([gemmi.Op("x,y,z")])))]
 
 
@@ -217,17 +221,10 @@ def _named_groups(block: gemmi.cif.Block, cell: NDArray[np.float64]) -> list[tup
         if group is not None:
             found = gemmi.find_spacegroup_by_ops(group)
             return [(found.number if found else 0, group)]
-    name = text_of(
-        block,
-        "_space_group_name_H-M_alt",
-        "_symmetry_space_group_name_H-M",
-        "_space_group_name_H-M_full",
-    )
+    name = text_of(block, *_NAME_TAGS)
     settings = settings_by_name(name, cell) if name else []
     if not settings:
         settings = settings_by_number(_number(block))
-    if not settings and name:
-        raise Rejected(f"unknown space group {name!r}, and no symmetry operations are listed")
     return [(setting.number, setting.operations()) for setting in settings]
 
 
