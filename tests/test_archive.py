@@ -359,6 +359,12 @@ def test_a_lost_chunk_is_not_read_as_zeros(archive_path: Path) -> None:
         open_archive(archive_path).read(4, 6)
 
 
+def test_lost_identifiers_are_not_read_as_blanks(archive_path: Path) -> None:
+    (archive_path / "source_id" / "c" / "1").unlink()
+    with pytest.raises(InputError, match=r"source_id/c/1 is missing"):
+        assert open_archive(archive_path).source_id
+
+
 @pytest.mark.parametrize("name", ["status", "space_group", "source_id", "two_theta"])
 def test_a_corrupt_small_array_is_named(archive_path: Path, name: str) -> None:
     corrupt(archive_path / name / "c" / "0")

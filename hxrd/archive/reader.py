@@ -124,6 +124,7 @@ class Archive:
     @cached_property
     def source_id(self) -> list[str]:
         """Identifier of each pattern; empty where not written yet."""
+        self._check_present("source_id", 0, self.n_patterns)
         return [str(identifier) for identifier in self._read("source_id", 0, self.n_patterns)]
 
     @cached_property
@@ -152,7 +153,7 @@ class Archive:
         """
         if not 0 <= start <= stop <= self.n_patterns:
             raise IndexError(f"patterns {start} to {stop} of an archive of {self.n_patterns}")
-        self._check_present(start, stop)
+        self._check_present("intensity", start, stop)
         intensity = self._read("intensity", start, stop).astype(np.float32, copy=False)
         if "scale" in self.group:
             intensity *= self._read("scale", start, stop).astype(np.float32)[:, None]
@@ -191,12 +192,13 @@ class Archive:
                 f"({schema.one_line(error)}): restore that file, or make the archive again"
             ) from error
 
-    def _check_present(self, start: int, stop: int) -> None:
-        """Raise where the file of patterns that count as good has gone: Zarr would read zeros."""
-        size = self.shard_size
+    def _check_present(self, name: str, start: int, stop: int) -> None:
+        """Raise where the file of patterns that count as good has gone: Zarr would read zeros or blanks."""
+        array = schema.member(self.group, name)
+        size = int((array.shards or array.chunks)[0])
         for chunk in range(start // size, -(-stop // size)):
             rows = slice(max(start, chunk * size), min(stop, (chunk + 1) * size))
-            key = self._chunk_key("intensity", chunk)
+            key = self._chunk_key(name, chunk)
             if np.any(self.status[rows] == schema.GOOD) and not (self.path / key).exists():
                 raise InputError(
                     f"archive {self.path}: chunk {key} is missing: restore it, or make the archive again"
