@@ -2,7 +2,6 @@
 
 import logging
 import re
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 from hxrd.cli.options import (
     SOME_REJECTED,
     batch_size_option,
+    command_line,
     device_option,
     force_option,
     logging_options,
@@ -34,6 +34,7 @@ logger = logging.getLogger("hxrd")
 
 DEFAULT_TOPK = 5
 PIPE_WIDTH = 160  # characters of the table where stdout is no terminal
+SAME_WAVELENGTH = 1e-4  # relative; closer ones are the same with fewer digits
 
 
 def _check_range(
@@ -129,7 +130,9 @@ def classify(
         raise UsageError("--resume needs the -o FILE of the interrupted run")
     if output is not None:
         check_output(output, force=force, resume=resume)
-    patterns = open_inputs(inputs, probe=probe, wavelength=_angstrom(wavelength))
+    length = _angstrom(wavelength)
+    patterns = open_inputs(inputs, probe=probe, wavelength=length)
+    _tell_unused(patterns, probe, length)
     loaded = _load_model(model, patterns, topk, task)
     topk = topk or min(DEFAULT_TOPK, loaded.metadata.n_classes)
     run = _plan(patterns, loaded, (topk, task, logits), span, running)
@@ -145,6 +148,24 @@ def _angstrom(wavelength: str | None) -> float | None:
 
     lengths, weights = zip(*parse_wavelength(wavelength), strict=True)
     return float(np.average(lengths, weights=weights))
+
+
+def _tell_unused(patterns: "Concatenation", probe: str | None, wavelength: float | None) -> None:
+    """Warn where options contradict an archive, and no measured file can be what they are meant for."""
+    from hxrd.classify.inputs import MeasuredFile
+
+    if any(isinstance(one, MeasuredFile) for one in patterns.usable):
+        return
+    for one in patterns.usable:
+        same_length = wavelength is None or abs(wavelength / one.wavelength - 1) < SAME_WAVELENGTH
+        if probe in (None, one.probe) and same_length:
+            continue
+        logger.warning(
+            "%s states %s and %.6g Å itself, which holds: --probe and --wavelength are for measured files",
+            one.name,
+            one.probe,
+            one.wavelength,
+        )
 
 
 def _load_model(model: str, patterns: "Concatenation", topk: int | None, task: str) -> "LoadedModel":
@@ -198,8 +219,7 @@ def _plan(
     predictor = Predictor(loaded, running["device"], running["precision"], running["batch_size"])
     topk, task, logits = shape
     columns = Columns(loaded.metadata, Labels.of_model(loaded.metadata), topk, task, logits)
-    command = shlex.join(["hxrd", *sys.argv[1:]])
-    return Classification(patterns, loaded, predictor, columns, first, stop, command)
+    return Classification(patterns, loaded, predictor, columns, first, stop, command_line())
 
 
 def _to_file(run: "Classification", output: Path, *, resume: bool, force: bool) -> int:

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import io
 import logging
 import signal
 import sys
@@ -90,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 done, 1 failed, 2 wrong usage, 3 done with rejected inputs, 130/143 interrupted.
     """
     configure_logging()
+    _write_any_text()
     previous = _catch_sigterm()
     try:
         # Commands return their exit code, or None for 0.
@@ -144,6 +146,12 @@ def _usage_message(error: click.ClickException) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+def _write_any_text() -> None:
+    """Let stdout show `?` for a character that its encoding lacks, as a Latin-1 terminal's does."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _catch_sigterm() -> Any:

@@ -1,7 +1,9 @@
 """Options that several commands share, defined once, and what they mean to logging and progress."""
 
 import logging
+import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -84,7 +86,7 @@ def configure_logging(verbosity: int = 0, log_file: Path | None = None) -> None:
 def progress(description: str, total: int | None, unit: str = "patterns") -> Iterator[Callable[[int], None]]:
     """Show a progress bar on stderr (rate and time left) while the block runs.
 
-    Nothing is drawn where stderr is no terminal, or under ``-q``.
+    Nothing is drawn where stderr is closed or no terminal, or under ``-q``.
 
     Parameters
     ----------
@@ -100,7 +102,7 @@ def progress(description: str, total: int | None, unit: str = "patterns") -> Ite
     callable
         To be called with the number of items done since the last call.
     """
-    if not sys.stderr.isatty() or logger.level >= logging.ERROR:
+    if sys.stderr is None or not sys.stderr.isatty() or logger.level >= logging.ERROR:
         yield lambda count: None
         return
     from rich.console import Console
@@ -271,6 +273,25 @@ def set_workers(workers: int | None) -> None:
     if workers > numba.get_num_threads():
         raise UsageError(f"--workers {workers}: this machine allows {numba.get_num_threads()}")
     numba.set_num_threads(workers)
+
+
+def command_line() -> str:
+    """Return the command as typed, for metadata; text that any file can hold."""
+    words = [os.fsencode(word).decode(errors="replace") for word in sys.argv[1:]]
+    return shlex.join(["hxrd", *words])
+
+
+def default_output(path: Path, suffix: str) -> Path:
+    """Return the input's path with another ending, as the name of an output that was not named.
+
+    Raises
+    ------
+    UsageError
+        The input has no name of its own (``.``, ``/``).
+    """
+    if not path.name:
+        raise UsageError(f"{path} gives the output no name: name it with -o")
+    return path.with_suffix(suffix)
 
 
 def resolve_instrument(

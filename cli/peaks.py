@@ -17,12 +17,19 @@ if TYPE_CHECKING:
     from hxrd.physics.reflections import Reflection
 
 
+def _check_part(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    if not 0 <= value <= 1:  # true of NaN as well, which click's ranges let pass
+        raise click.BadParameter(f"{value:g} is no part of the strongest: give 0 to 1")
+    return value
+
+
 @click.command(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("cif", metavar="FILE.cif", type=click.Path(exists=True, path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="A JSON list of objects instead of a table.")
 @click.option(
     "--min-intensity",
-    type=click.FloatRange(min=0, max=1),
+    type=float,
+    callback=_check_part,
     default=0.0,
     show_default=True,
     help="Leave out reflections weaker than this part of the strongest.",

@@ -60,7 +60,7 @@ def plot(
         raise UsageError("give either the INDEX of one or more patterns, or --class-distribution")
     if len(indices) > MOST_PATTERNS:
         raise UsageError(f"{len(indices)} patterns are too many for one picture: at most {MOST_PATTERNS}")
-    output = output or archive.with_suffix(".png")
+    output = output or options.default_output(archive, ".png")
     _check_output(output, force)
 
     from hxrd.archive import open_archive

@@ -1,7 +1,5 @@
 """`hxrd simulate`: identifiers to an archive of patterns."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,7 +67,7 @@ def simulate(
     if output is None:
         if identifiers == "-":
             raise UsageError("identifiers come from stdin: name the archive with -o")
-        output = Path(identifiers).with_suffix(".zarr")
+        output = options.default_output(Path(identifiers), ".zarr")
     from hxrd.simulate import run
     from hxrd.sources import open_sources
 
@@ -87,7 +85,7 @@ def simulate(
             plan,
             output,
             chain,
-            command=shlex.join(["hxrd", *sys.argv[1:]]),
+            command=options.command_line(),
             resume=resume,
             force=force,
             shard_size=shard_size,

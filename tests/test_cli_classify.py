@@ -305,6 +305,35 @@ def test_a_measured_file_needs_its_radiation(capsys, measured, options, named):
     assert named in message
 
 
+@pytest.mark.parametrize("options", [["--probe", "xray"], ["--wavelength", "1.2"]])
+def test_options_that_contradict_an_archive_are_told(capsys, archive, measured, options):
+    code, _, lines = run(capsys, archive, *options)
+    assert code == 0
+    assert any("warning" in line and str(archive) in line and "itself" in line for line in lines)
+    radiation = ["--probe", "neutron", "--wavelength", "1.2"]
+    code, _, lines = run(capsys, archive, measured, *radiation)
+    assert code == 0
+    assert not any("itself" in line for line in lines)
+
+
+def test_a_file_name_that_is_no_utf_8_is_shown_with_replacements(capsys, measured, tmp_path):
+    odd = os.fsdecode(bytes(measured.parent) + b"/b\xff.xye")
+    measured.rename(odd)
+    radiation = ["--probe", "neutron", "--wavelength", str(WAVELENGTH)]
+    for options in ([], ["-o", tmp_path / "result.parquet"], ["-o", tmp_path / "result.jsonl"]):
+        assert run(capsys, odd, *radiation, *options)[0] == 0
+    row = json.loads((tmp_path / "result.jsonl").read_text())
+    assert row["source_id"].endswith("b\N{REPLACEMENT CHARACTER}.xye")
+
+
+def test_a_terminal_without_the_marks_gets_question_marks():
+    command = "import sys; from hxrd.cli.main import _write_any_text as any_text; any_text()"
+    command += "; print('\\N{CHECK MARK} Fm-3m')"
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, env=environment, check=True)
+    assert done.stdout == b"? Fm-3m\n"
+
+
 def test_paths_must_exist(capsys, archive, tmp_path):
     for path in ("nowhere.zarr", "nowhere.xye"):
         code, message = failure(capsys, archive, tmp_path / path)

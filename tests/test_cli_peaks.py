@@ -79,6 +79,16 @@ def test_range_and_threshold_leave_reflections_out(cif: Path, capsys: pytest.Cap
     assert 0 < len(strong) < len(everything)
 
 
+@pytest.mark.parametrize("part", ["nan", "-0.1", "2"])
+def test_a_threshold_is_a_part_of_the_strongest(
+    cif: Path, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["peaks", str(cif), "--min-intensity", part]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "--min-intensity" in captured.err
+
+
 def test_the_table_has_a_line_for_each_reflection_and_stderr_the_instrument(
     cif: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

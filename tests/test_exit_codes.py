@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -255,6 +256,35 @@ def test_a_folder_that_may_not_be_written_is_told(place: Path, capsys: pytest.Ca
     Path("folder").chmod(0o500)
     assert main(shlex.split(f"simulate ids.txt -o folder/a.zarr {JSONL}")) == 1
     assert "Permission denied" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["simulate .", "simulate /", "plot . 0"])
+def test_an_input_without_a_name_gives_the_output_none(
+    place: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(shlex.split(command)) == 2
+    assert "-o" in capsys.readouterr().err
+
+
+def test_a_closed_stderr_does_not_stop_the_work(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(shlex.split(f"simulate ids.txt -o unseen.zarr {JSONL}")) == 0
+    assert Path("unseen.zarr").is_dir()
+
+
+def test_a_home_that_may_not_be_read_is_no_obstacle(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hxrd.models import registry
+    from hxrd.sources import default_specs
+
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_file", refuse)
+        assert default_specs() == ["prototypes"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "glob", refuse)
+        assert registry.list_models() == []
 
 
 def test_some_command_lines_are_helped_by_the_program_itself(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """What is classified: archives and measured files, behind one small protocol, and their concatenation."""
 
+import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -177,7 +178,7 @@ class MeasuredFile:
     usable = True
 
     def __init__(self, path: Path, probe: str, wavelength: float):
-        self.name = str(path)
+        self.name = _shown(path)
         self.path = path
         self.probe = probe
         self.wavelength = wavelength
@@ -201,6 +202,11 @@ class MeasuredFile:
         """Return the path, size and time of change, radiation."""
         status = self.path.stat()
         return [str(self.path.resolve()), status.st_size, status.st_mtime_ns, self.probe, self.wavelength]
+
+
+def _shown(path: Path) -> str:
+    """Return the path as text that every output can hold, whatever bytes the file system has."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 @lru_cache(maxsize=_FILES_KEPT)
@@ -282,7 +288,7 @@ def _open(path: Path, probe: str | None, wavelength: float | None) -> PatternInp
             pattern = _parsed(path)
             probe, wavelength = probe or pattern.probe, wavelength or pattern.wavelength
     except InputError as error:
-        return UnusableInput(str(path), _without_name(error, path))
+        return UnusableInput(_shown(path), _without_name(error, path))
     if wavelength is None:
         raise UsageError(f"{path} states no wavelength; give --wavelength (Å, or a line such as CuKa)")
     if probe is None:

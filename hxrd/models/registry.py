@@ -173,9 +173,16 @@ def list_models() -> list[ModelEntry]:
     """Return the bundled and the local models, by name; a bundled one hides a local one of its name."""
     entries: dict[str, ModelEntry] = {}
     for folder, origin in ((BUNDLED_FOLDER, "bundled"), (local_folder(), "local")):
-        for path in sorted(folder.glob(f"*{SUFFIX}")):
+        for path in _files_of(folder):
             entries.setdefault(path.stem, _entry(path, origin))  # type: ignore[arg-type]
     return sorted(entries.values(), key=lambda entry: (entry.origin, entry.name))
+
+
+def _files_of(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.glob(f"*{SUFFIX}"))
+    except PermissionError:  # a home that is another user's, as in some containers
+        return []
 
 
 def _entry(path: Path, origin: Literal["bundled", "local"]) -> ModelEntry:

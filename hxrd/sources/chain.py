@@ -92,7 +92,10 @@ class _Config(msgspec.Struct, forbid_unknown_fields=True):
 
 def _configured_specs() -> list[str]:
     path = config_path()
-    if not path.is_file():
+    try:
+        if not path.is_file():
+            return []
+    except PermissionError:  # a home that is another user's, as in some containers
         return []
     try:
         with path.open("rb") as stream:
