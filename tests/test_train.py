@@ -523,6 +523,21 @@ def test_an_unfinished_training_is_not_overwritten_unasked(archive_path: Path, t
     assert len((tmp_path / "own.log.jsonl").read_text().splitlines()) == 2
 
 
+def test_an_interrupted_restart_leaves_nothing_of_the_older_training(
+    archive_path: Path, tmp_path: Path
+) -> None:
+    output, checkpoint = tmp_path / "own.safetensors", tmp_path / "own.checkpoint"
+    Trainer(SMALL, 144, 0, CPU).save(checkpoint)
+
+    def interrupt(count: int) -> None:
+        if count:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(archive_path, output, SMALL, force=True, progress=interrupt)
+    assert not checkpoint.exists()
+
+
 # Interruption -------------------------------------------------------------------------------------
 
 

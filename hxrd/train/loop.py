@@ -212,7 +212,7 @@ class Trainer:
             raise
         except Exception as error:
             raise InputError(
-                f"checkpoint {path} is damaged, or is none of hxrd; --force in place of --resume starts again"
+                f"checkpoint {path} is damaged, or none of hxrd; give --force in place of --resume"
             ) from error
 
 

@@ -105,7 +105,7 @@ def train_model(
         logger.info("resuming after epoch %d", trainer.epoch)
     else:
         log.unlink(missing_ok=True)
-        checkpoint.unlink(missing_ok=True)  # a kill in the first epoch must not leave that of an older training
+        checkpoint.unlink(missing_ok=True)  # an older training's: a kill now must not leave it
         if start_from is not None:
             trainer.start_from(_weights_of(start_from, recipe, classes))
     output.parent.mkdir(parents=True, exist_ok=True)
