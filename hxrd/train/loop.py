@@ -201,7 +201,8 @@ class Trainer:
             same = state["recipe"] == json.dumps(msgspec.to_builtins(self.recipe))
             if not same or state["seed"] != self.seed:
                 raise InputError(
-                    f"checkpoint {path} is of another recipe or seed; give those, or --force in place of --resume"
+                    f"checkpoint {path} is of another recipe or seed; "
+                    "give those, or --force in place of --resume"
                 )
             self.model.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
