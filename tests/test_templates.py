@@ -1,5 +1,6 @@
 """Varied crystals keep what their label stands for: the space group, and who shares a place."""
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -237,6 +238,42 @@ def test_displacement_parameters_are_drawn_or_kept() -> None:
 
 
 # Doubtful templates -------------------------------------------------------------------------------
+
+SALT = CARE_CASES["special positions"]
+DOUBLED = Crystal(  # along c: its lattice lacks the threefold axes
+    identifier="doubled",
+    cell=SALT.cell * [1, 1, 2, 1, 1, 1],
+    species=SALT.species * 2,
+    positions=np.concatenate([SALT.positions, np.add(SALT.positions, [0, 0, 1])]) / [1, 1, 2],
+    occupancy=np.ones(16),
+    b_iso=np.zeros(16),
+    space_group=225,
+)
+
+
+def test_a_supercell_keeps_the_operations_of_its_lattice_and_says_so_only_as_a_detail() -> None:
+    told: dict[str, list[str]] = {"moyo": [], "hxrd.crystal.symmetry": []}
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told[record.name].append(f"{record.levelname} {record.getMessage()}")
+
+    listener, own = Listener(), logging.getLogger("hxrd.crystal.symmetry")
+    level = own.level
+    for name in told:
+        logging.getLogger(name).addHandler(listener)
+    own.setLevel(logging.DEBUG)
+    found = find_symmetry(DOUBLED)
+    own.setLevel(level)
+    for name in told:
+        logging.getLogger(name).removeHandler(listener)
+    assert told["moyo"] == []
+    assert [line.startswith("DEBUG moyo: Omitted 3") for line in told["hxrd.crystal.symmetry"]] == [True]
+    assert logging.getLogger("moyo").filters == []
+    assert found.space_group == 225
+    assert len(np.unique(found.rotations, axis=0)) == 16  # of 48: those of 4/mmm
+    for rotation in found.rotations.astype(float):
+        np.testing.assert_allclose(rotation.T @ DOUBLED.metric @ rotation, DOUBLED.metric, atol=1e-9)
 
 
 def test_a_template_whose_group_is_not_the_one_found_only_scales() -> None:
