@@ -2,17 +2,24 @@
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 
 from hxrd.archive import create_archive
 from hxrd.models.registry import ModelMetadata, save_model
 from hxrd.models.resnet1d import ResNet1D
+from hxrd.physics.instrument import load_instrument
 
 GRID = (10.0, 60.0, 0.1)
 TWO_THETA = np.round(10 + 0.1 * np.arange(501), 6)
 WAVELENGTH = 2.0775
 CLASSES = (2, 14, 62, 92, 96, 152, 154, 166, 194, 225, 227, 229)
+
+SIMULATED = {
+    "command": "hxrd simulate ids.txt",
+    "instrument_settings": msgspec.to_builtins(load_instrument("paper")),
+}
 
 
 def make_model(path: Path, **changes: object) -> Path:
@@ -63,7 +70,7 @@ def make_archive(
         "wavelength": WAVELENGTH,
         "instrument": "paper",
         "normalization": "maximum",
-        "provenance": {"command": "hxrd simulate ids.txt"},
+        "provenance": SIMULATED,
         "chunk_size": 16,
         "shard_size": 32,
     }

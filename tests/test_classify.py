@@ -11,6 +11,7 @@ import pytest
 from classified import (
     CLASSES,
     GRID,
+    SIMULATED,
     TWO_THETA,
     WAVELENGTH,
     make_archive,
@@ -368,8 +369,9 @@ def test_clean_simulated_patterns_get_the_clean_model(tmp_path):
     assert choice("clean.zarr") == "neutron-clean"
     assert choice("other.zarr", wavelength=1.54) == "neutron"
     assert choice("counts.zarr", normalization="none") == "neutron"
-    assert choice("device.zarr", instrument="d1a") == "neutron"
-    augmented = {"command": "hxrd simulate ids.txt", "augmentation": "full"}
+    other = SIMULATED | {"instrument_settings": SIMULATED["instrument_settings"] | {"caglioti_w": 0.1}}
+    assert choice("device.zarr", provenance=other) == "neutron"
+    augmented = SIMULATED | {"augmentation": "full"}
     assert choice("augmented.zarr", provenance=augmented) == "neutron"
     assert choice("imported.zarr", provenance={"command": "hxrd import simulate.xy"}) == "neutron"
     assert choice("grid.zarr", two_theta=TWO_THETA + 0.02) == "neutron"

@@ -204,3 +204,17 @@ def test_instruments_are_immutable() -> None:
     with pytest.raises(AttributeError):
         PAPER.probe = "xray"  # type: ignore[misc]
     assert isinstance(PAPER, Instrument)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("caglioti_u", "-5"), ("caglioti_v", "-0.9"), ("lorentzian_y", "-1")]
+)
+def test_a_negative_width_is_refused(field: str, value: str, tmp_path: Path) -> None:
+    with pytest.raises((InputError, UsageError), match="negative width"):
+        load_instrument(written(tmp_path, **{field: value}))
+
+
+def test_peaks_without_width_are_refused(tmp_path: Path) -> None:
+    nothing = dict.fromkeys(["caglioti_u", "caglioti_v", "caglioti_w", "lorentzian_x"], "0.0")
+    with pytest.raises((InputError, UsageError), match="without any width"):
+        load_instrument(written(tmp_path, **nothing))

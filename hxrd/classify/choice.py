@@ -1,13 +1,16 @@
 """Which bundled model fits the patterns, where the user names none."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import msgspec
 import numpy as np
 
 from hxrd.classify.inputs import ArchiveInput, Concatenation, PatternInput
 from hxrd.errors import InputError, UsageError
 from hxrd.models.preprocess import Grid
 from hxrd.models.registry import ModelEntry, ModelMetadata, list_models
+from hxrd.physics.instrument import load_instrument, preset_names
 
 AUTO = "auto"
 CLEAN, REALISTIC = "neutron-clean", "neutron"  # for simulated patterns as they come, and for all others
@@ -89,8 +92,18 @@ def is_clean(patterns: PatternInput, metadata: ModelMetadata) -> bool:
         "simulate" in str(provenance.get("command", "")).split()
         and not provenance.get("augmentation")
         and archive.attributes["normalization"] in ("max", "maximum")
-        and archive.instrument == metadata.provenance.get("instrument", "paper")
+        and _is_preset(provenance, metadata.provenance.get("instrument", "paper"))
         and abs(archive.wavelength / metadata.wavelength - 1) < SAME_WAVELENGTH
         and archive.n_points == len(grid)
         and bool(np.allclose(archive.two_theta, grid, rtol=0, atol=1e-6))
     )
+
+
+def _is_preset(provenance: Mapping[str, Any], name: str) -> bool:
+    """Tell whether an archive was simulated with the peak shape and table of a preset, whatever its name."""
+    if name not in preset_names():
+        return False
+    preset = msgspec.to_builtins(load_instrument(name))
+    settings = provenance.get("instrument_settings", {})
+    shape = preset.keys() - {"name", "description", "source", "wavelengths", "two_theta"}
+    return all(settings.get(key) == preset[key] for key in shape)

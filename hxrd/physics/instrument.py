@@ -182,7 +182,21 @@ def _checked(instrument: Instrument) -> Instrument:
             raise UsageError(f"{name} must be a finite number")
     if not 0 <= instrument.axial_divergence < 1:
         raise UsageError("axial_divergence must lie in [0, 1)")
+    _check_widths(instrument)
     return instrument
+
+
+def _check_widths(instrument: Instrument) -> None:
+    two_theta = instrument.grid()
+    tangent, cosine = np.tan(np.radians(two_theta / 2)), np.cos(np.radians(two_theta / 2))
+    variance = instrument.caglioti_u * tangent**2 + instrument.caglioti_v * tangent + instrument.caglioti_w
+    lorentz = instrument.lorentzian_x / cosine + instrument.lorentzian_y * tangent
+    for name, width in (("caglioti_u, v, w", variance), ("lorentzian_x, y", lorentz)):
+        if width.min() < 0:
+            angle = two_theta[width.argmin()]
+            raise UsageError(f"{name} give a negative width at 2θ = {angle:g} degrees")
+    if variance.max() <= 0 and lorentz.max() <= 0:
+        raise UsageError("caglioti_u, v, w and lorentzian_x, y give peaks without any width")
 
 
 def _check_two_theta(start: float, stop: float, step: float) -> None:
