@@ -289,6 +289,11 @@ def test_a_template_whose_group_is_not_the_one_found_only_scales() -> None:
         assert scale[0] != 1
 
 
+def test_a_supercell_without_all_rotations_of_its_group_only_scales() -> None:
+    assert make_template(DOUBLED).image is None
+    assert find_symmetry(drawn(sampler_of(DOUBLED), seed=1)).space_group == 225
+
+
 def test_there_is_nothing_to_draw_from_no_crystals() -> None:
     with pytest.raises(Rejected, match="no crystals"):
         templates_from([])

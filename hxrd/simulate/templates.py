@@ -5,6 +5,7 @@ Every change respects the space group of the template, so its label stays right.
 
 from dataclasses import dataclass, replace
 
+import gemmi
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -79,11 +80,12 @@ class Template:
 def make_template(crystal: Crystal) -> Template:
     """Find the operations of a crystal and where each sends the atoms.
 
-    Where the symmetry found is not the space group that the record declares, only the elements and the
-    scale may vary: nothing else is sure to keep the label right.
+    Where the symmetry found is not the space group that the record declares, or the cell is a supercell
+    whose lattice lacks some of the group's rotations, only the elements and the scale may vary: nothing
+    else is sure to keep the label right.
     """
     found = find_symmetry(crystal)
-    trusted = found.space_group == crystal.space_group
+    trusted = found.space_group == crystal.space_group and _has_all_rotations(found)
     positions, position_of_site = _distinct_positions(crystal.positions)
     image = _images(found, positions) if trusted else None
     rotations = found.rotations.astype(np.float64) if image is not None else np.eye(3)[None]
@@ -100,6 +102,12 @@ def make_template(crystal: Crystal) -> Template:
         position_of_site=position_of_site,
         orbit_size=orbit_size,
     )
+
+
+def _has_all_rotations(crystal: Crystal) -> bool:
+    """Whether the point group found is that of the space group, and not a subgroup of it."""
+    whole = gemmi.get_spacegroup_reference_setting(crystal.space_group).operations()
+    return len(np.unique(crystal.rotations, axis=0)) == len(whole.sym_ops)
 
 
 def _distinct_positions(positions: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
