@@ -2,7 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
+
+from hxrd.archive import create_archive, open_archive
 from hxrd.cli.main import main
+from hxrd.crystal.symmetry import SPACE_GROUPS_144
+from hxrd.train.config import Recipe
+from hxrd.train.streams import ArchiveStream
 
 IDENTIFIERS = (
     *("A_cF4_225_a", "A_cI2_229_a", "A_cF8_227_a", "AB_cF8_216_c_a", "AB_cF8_225_a_b", "AB_cP2_221_b_a"),
@@ -18,6 +24,7 @@ dropout = 0.1
 average_decay = 0.9
 """
 TEMPLATES = RECIPE + "\n[templates]\n"
+SMALL = Recipe(epochs=2, batch_size=8, precision="fp32", dropout=0.1, average_decay=0.9)
 
 
 def simulated_archive(folder: Path, name: str = "train.zarr", n: int = len(IDENTIFIERS)) -> Path:
@@ -34,3 +41,19 @@ def recipe_file(folder: Path, text: str = RECIPE, name: str = "recipe.toml") -> 
     file = folder / name
     file.write_text(text)
     return file
+
+
+def archive_stream(archive: Path) -> ArchiveStream:
+    return ArchiveStream(open_archive(archive), SPACE_GROUPS_144, background=False)
+
+
+def foreign_archive(path: Path, two_theta: np.ndarray, **changes) -> Path:
+    """Write an archive that `hxrd simulate` did not make."""
+    fields = {"probe": "neutron", "wavelength": 2.0775, "instrument": "paper", "normalization": "maximum"}
+    n = len(SPACE_GROUPS_144[:3])
+    with create_archive(
+        path, n_patterns=n, two_theta=two_theta, provenance={"command": "test"}, **(fields | changes)
+    ) as writer:
+        patterns = np.random.default_rng(0).random((n, len(two_theta)), np.float32)
+        writer.write_shard(0, patterns, SPACE_GROUPS_144[:n], list("abc")[:n], [1] * n, [None] * n)
+    return path
