@@ -1,4 +1,4 @@
-"""A small model and small archives for the tests of `hxrd classify`."""
+"""A small model, small archives and batches of logits for the tests of `hxrd classify`."""
 
 from pathlib import Path
 
@@ -7,6 +7,8 @@ import numpy as np
 import torch
 
 from hxrd.archive import create_archive
+from hxrd.classify.labels import Labels
+from hxrd.classify.results import ClassifiedBatch, Columns
 from hxrd.models.registry import ModelMetadata, save_model
 from hxrd.models.resnet1d import ResNet1D
 from hxrd.physics.instrument import load_instrument
@@ -15,6 +17,7 @@ GRID = (10.0, 60.0, 0.1)
 TWO_THETA = np.round(10 + 0.1 * np.arange(501), 6)
 WAVELENGTH = 2.0775
 CLASSES = (2, 14, 62, 92, 96, 152, 154, 166, 194, 225, 227, 229)
+N_CLASSES = len(CLASSES)
 
 SIMULATED = {
     "command": "hxrd simulate ids.txt",
@@ -22,20 +25,24 @@ SIMULATED = {
 }
 
 
-def make_model(path: Path, **changes: object) -> Path:
-    """Write a random model of `CLASSES` (or of those given) on `GRID`."""
-    fields: dict[str, object] = {
-        "name": path.stem,
+def model_metadata(**changes) -> ModelMetadata:
+    """Return the metadata of a model of `CLASSES` on `GRID`."""
+    fields = {
+        "name": "tiny",
         "variant": "paper",
         "task": "space-group",
         "classes": CLASSES,
         "grid": GRID,
         "probe": "neutron",
         "wavelength": WAVELENGTH,
-        "temperature": 1.5,
-        "provenance": {"instrument": "paper"},
     }
-    metadata = ModelMetadata(**(fields | changes))  # type: ignore[arg-type]
+    return ModelMetadata(**(fields | changes))
+
+
+def make_model(path: Path, **changes: object) -> Path:
+    """Write a random model of `CLASSES` (or of those given) on `GRID`."""
+    own = {"name": path.stem, "temperature": 1.5, "provenance": {"instrument": "paper"}}
+    metadata = model_metadata(**(own | changes))
     torch.manual_seed(7)
     network = ResNet1D(metadata.n_classes, variant=metadata.variant)
     with torch.no_grad():
@@ -97,3 +104,26 @@ def write_xye(path: Path, two_theta: np.ndarray, intensity: np.ndarray, header: 
     lines = [f"{angle:.4f} {value:.6g} 1" for angle, value in zip(two_theta, intensity, strict=True)]
     path.write_text(header + "\n".join(lines) + "\n")
     return path
+
+
+def columns(topk=5, task="all", logits=False, **changes):
+    """Return the columns of a result, for a model with these changes."""
+    described = model_metadata(**changes)
+    return Columns(described, Labels.of_model(described), topk, task, logits)
+
+
+def batch_of(logits, flag=None, space_group=None, first=0):
+    """Return patterns with these logits; the true groups are unknown where left out."""
+    n = len(logits)
+    return ClassifiedBatch(
+        first,
+        [f"entry {row}" for row in range(n)],
+        flag or [""] * n,
+        [""] * n,
+        np.zeros(n, np.int16) if space_group is None else np.array(space_group, np.int16),
+        np.asarray(logits, np.float32),
+    )
+
+
+def random_logits(n=50, n_classes=N_CLASSES, seed=0):
+    return 3 * np.random.default_rng(seed).normal(size=(n, n_classes)).astype(np.float32)
