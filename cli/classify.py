@@ -19,6 +19,7 @@ from hxrd.cli.options import (
     precision_option,
     probe_option,
     progress,
+    radiation,
     resume_option,
     wavelength_option,
     workers_option,
@@ -40,9 +41,9 @@ SAME_WAVELENGTH = 1e-4  # relative; closer ones are the same with fewer digits
 def _check_range(
     context: click.Context, parameter: click.Parameter, value: str | None
 ) -> tuple[int | None, int | None]:
-    match = re.fullmatch(r"(\d*):(\d*)", value) if value is not None else None
     if value is None:
         return None, None
+    match = re.fullmatch(r"(\d*):(\d*)", value)
     if match is None:
         raise click.BadParameter(
             f"{value!r} is not A:B (pattern numbers from 0, B excluded, either left out)"
@@ -185,7 +186,7 @@ def _load_model(model: str, patterns: "Concatenation", topk: int | None, task: s
     wavelengths = ", ".join(f"{value:.6g}" for value in sorted({one.wavelength for one in patterns.usable}))
     logger.info(
         "%s, %s Å; model %s (sha256 %s)",
-        "neutrons" if probe == "neutron" else "X-rays",
+        radiation(probe),
         wavelengths,
         metadata.name,
         loaded.sha256[:12],

@@ -82,15 +82,17 @@ def _archive(path: Path) -> Iterator[Line]:
     import numpy as np
 
     from hxrd.archive import open_archive
+    from hxrd.archive.schema import GOOD, NOT_WRITTEN, REJECTED
 
     archive = open_archive(path)
-    written = np.bincount(archive.status, minlength=3)
-    grid, groups = archive.two_theta, Counter(archive.space_group[archive.status == 1].tolist())
+    counts = np.bincount(archive.status, minlength=3)
+    grid, groups = archive.two_theta, Counter(archive.space_group[archive.status == GOOD].tolist())
     unknown = groups.pop(0, 0)
     yield "archive", path
     yield (
         "patterns",
-        f"{archive.n_patterns} ({written[1]} good, {written[2]} rejected, {written[0]} not written)",
+        f"{archive.n_patterns} ({counts[GOOD]} good, {counts[REJECTED]} rejected, "
+        f"{counts[NOT_WRITTEN]} not written)",
     )
     yield "points", archive.n_points
     yield "two_theta", f"{grid[0]:g} to {grid[-1]:g} degrees"

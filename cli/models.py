@@ -116,7 +116,7 @@ def import_command(
     if output is not None and len(imported) > 1:
         raise UsageError(f"{checkpoint} holds two models for one -o; give --which sgan or --which supervised")
     targets = [output or local_folder() / f"{metadata.name}.safetensors" for _, metadata in imported]
-    _check_targets(targets, imported, force, bundle=output is None)
+    _check_targets(targets, imported, force, among_local=output is None)
     for target, (model, metadata) in zip(targets, imported, strict=True):
         save_model(target, model, metadata, force=force)
         logger.info("%s written (%d classes)", target, metadata.n_classes)
@@ -124,14 +124,14 @@ def import_command(
 
 
 def _check_targets(
-    targets: list[Path], imported: "list[tuple[ResNet1D, ModelMetadata]]", force: bool, bundle: bool
+    targets: list[Path], imported: "list[tuple[ResNet1D, ModelMetadata]]", force: bool, among_local: bool
 ) -> None:
     """Refuse before anything is written."""
     from hxrd.errors import HxrdError
     from hxrd.models.registry import BUNDLED_FOLDER
 
     for target, (_, metadata) in zip(targets, imported, strict=True):
-        if bundle and (BUNDLED_FOLDER / target.name).exists():
+        if among_local and (BUNDLED_FOLDER / target.name).exists():
             raise UsageError(f"{metadata.name} is the name of a bundled model; give another --name")
         if target.exists() and not force:
             raise HxrdError(f"{target} exists; give --force to overwrite it, or another --name")

@@ -294,6 +294,11 @@ def default_output(path: Path, suffix: str) -> Path:
     return path.with_suffix(suffix)
 
 
+def radiation(probe: str) -> str:
+    """Return what a probe is called in a message."""
+    return "neutrons" if probe == "neutron" else "X-rays"
+
+
 def resolve_instrument(
     name: str,
     probe: "Probe | None" = None,
@@ -325,7 +330,7 @@ def resolve_instrument(
     logger.info(
         "instrument %s: %s, %.6g Å, 2θ %g to %g by %g degrees",
         instrument.name,
-        "neutrons" if instrument.probe == "neutron" else "X-rays",
+        radiation(instrument.probe),
         instrument.wavelength,
         start,
         stop,

@@ -86,11 +86,13 @@ def _check_output(output: Path, force: bool) -> None:
 
 def _rejected(archive: "Archive", indices: Sequence[int]) -> set[int]:
     """Tell which of the patterns there is nothing to draw of, and why."""
+    from hxrd.archive.schema import NOT_WRITTEN
+
     for index in indices:
         if index >= archive.n_patterns:
             raise UsageError(f"no pattern {index}: {archive.path} has 0 to {archive.n_patterns - 1}")
     reasons = {rejection.pattern: rejection.reason for rejection in archive.rejections()}
-    reasons |= {index: "not written yet" for index in indices if archive.status[index] == 0}
+    reasons |= {index: "not written yet" for index in indices if archive.status[index] == NOT_WRITTEN}
     rejected = {index for index in indices if index in reasons}
     for index in sorted(rejected):
         options.logger.warning("pattern %d (%s): %s", index, archive.source_id[index], reasons[index])
@@ -100,9 +102,10 @@ def _rejected(archive: "Archive", indices: Sequence[int]) -> set[int]:
 
 
 def _distribution(archive: "Archive") -> "Figure":
+    from hxrd.archive.schema import GOOD
     from hxrd.evaluate.figures import class_distribution_figure
 
-    groups = archive.space_group[archive.status == 1]
+    groups = archive.space_group[archive.status == GOOD]
     if not groups.any():
         raise InputError(f"{archive.path}: no pattern has a known space group")
     known = int((groups > 0).sum())
@@ -118,7 +121,7 @@ def _patterns(archive: "Archive", indices: Sequence[int], specs: Sequence[str]) 
 
         source = open_sources(specs)
     panels = [_panel(archive, index, source) for index in indices]
-    note = f"{'neutrons' if archive.probe == 'neutron' else 'X-rays'}, {archive.wavelength:.5g} Å"
+    note = f"{options.radiation(archive.probe)}, {archive.wavelength:.5g} Å"
     return patterns_figure(archive.two_theta, panels, note)
 
 

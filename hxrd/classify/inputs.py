@@ -7,19 +7,16 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hxrd.archive import Archive, open_archive, schema
 from hxrd.errors import InputError, UsageError
 from hxrd.formats import MeasuredPattern, read_pattern
 
-if TYPE_CHECKING:
-    from hxrd.archive import Archive
-
 REJECTED = "rejected"
-NOT_WRITTEN_STATUS, REJECTED_STATUS = 0, 2
 _FILES_KEPT = 64  # parsed files remembered between the look at their headers and their use
 
 
@@ -115,7 +112,7 @@ class ArchiveInput:
 
     usable = True
 
-    def __init__(self, name: str, archive: "Archive"):
+    def __init__(self, name: str, archive: Archive):
         self.name = name
         self.archive = archive
         self.n_patterns = archive.n_patterns
@@ -152,9 +149,9 @@ class ArchiveInput:
         )
 
     def _reason(self, pattern: int, status: int) -> str:
-        if status == NOT_WRITTEN_STATUS:
+        if status == schema.NOT_WRITTEN:
             return "not written yet: finish the archive with --resume of the command that made it"
-        return self._reasons.get(pattern, "rejected") if status == REJECTED_STATUS else ""
+        return self._reasons.get(pattern, "rejected") if status == schema.REJECTED else ""
 
     def fingerprint(self) -> list[Any]:
         """Return the path, size and all attributes."""
@@ -281,8 +278,6 @@ def open_inputs(
 def _open(path: Path, probe: str | None, wavelength: float | None) -> PatternInput:
     try:
         if path.is_dir():
-            from hxrd.archive import open_archive
-
             return ArchiveInput(str(path), open_archive(path))
         if probe is None or wavelength is None:
             pattern = _parsed(path)

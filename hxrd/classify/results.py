@@ -56,6 +56,8 @@ class Columns:
     ----------
     metadata : ModelMetadata
         Its classes, temperature and threshold of low confidence.
+    labels : Labels
+        The groupings of its classes.
     topk : int
         Entries to rank; places beyond the last entry stay empty.
     task : {"space-group", "bravais", "all"}
