@@ -1,6 +1,6 @@
 """Where an identifier becomes a crystal: one module a source, one small protocol."""
 
-from hxrd.sources.chain import SourceChain, default_specs, icsd_hint, open_sources, resolve
+from hxrd.sources.chain import SourceChain, default_specs, icsd_hint, open_sources
 from hxrd.sources.source import Source, UnknownIdentifier
 
 __all__ = [
@@ -10,5 +10,4 @@ __all__ = [
     "default_specs",
     "icsd_hint",
     "open_sources",
-    "resolve",
 ]

@@ -10,7 +10,7 @@ import msgspec
 import platformdirs
 
 from hxrd.crystal.crystal import Crystal
-from hxrd.errors import InputError, Rejected, UsageError
+from hxrd.errors import InputError, UsageError
 from hxrd.sources.cif_tree import CifTree
 from hxrd.sources.jsonl import JsonlSource
 from hxrd.sources.prototypes import PrototypeSource
@@ -157,11 +157,3 @@ def icsd_hint(unknown: Sequence[str], n_identifiers: int) -> str | None:
         "the ICSD is licensed and not part of hxrd; point to a folder with its CIF export, "
         "`--source cif:DIR`, or to a table of crystals, `--source jsonl:FILE`"
     )
-
-
-def resolve(chain: SourceChain, identifier: str) -> Crystal | Rejected:
-    """Return the crystal of an identifier, or the reason why there is none."""
-    try:
-        return chain.get(identifier)
-    except Rejected as rejection:
-        return rejection

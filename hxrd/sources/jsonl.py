@@ -78,7 +78,7 @@ class JsonlSource:
     ----------
     path : Path
         The file, plain or gzipped. Of lines with the same `id` the first wins; a line that is no
-        record is left out and counted in `bad_lines` as (line number, reason).
+        record is left out and kept in `bad_lines` as (line number, reason).
 
     Raises
     ------

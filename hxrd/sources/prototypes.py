@@ -50,10 +50,6 @@ class PrototypeSource:
         """Return the specification of this source."""
         return "prototypes"
 
-    def mineral(self, identifier: str) -> str:
-        """Return the common name of a prototype, such as ``Halite``."""
-        return str(_records()[identifier]["tags"]["mineral"])
-
 
 @cache
 def _records() -> dict[str, dict[str, Any]]:
