@@ -7,27 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from written_cifs import GROUP, cif_text
 
 from hxrd.cli.main import main
 
-NACL = """data_halite
-_cell_length_a 5.64
-_cell_length_b 5.64
-_cell_length_c 5.64
-_cell_angle_alpha 90
-_cell_angle_beta 90
-_cell_angle_gamma 90
-_space_group_name_H-M_alt 'F m -3 m'
-loop_
-_atom_site_label
-_atom_site_type_symbol
-_atom_site_fract_x
-_atom_site_fract_y
-_atom_site_fract_z
-_atom_site_occupancy
-Na1 Na 0 0 0 1
-Cl1 Cl 0.5 0.5 0.5 1
-"""
+NACL = cif_text(name="halite", header=f"{GROUP} 'F m -3 m'")
 CSCL = NACL.replace("halite", "unlike").replace("F m -3 m", "P m -3 m").replace("5.64", "4.12")
 
 

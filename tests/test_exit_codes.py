@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from written_cifs import GROUP, cif_text
 
 from hxrd.archive import create_archive
 from hxrd.cli import main as command_line
@@ -21,22 +22,7 @@ COPPER = {
         ["Cu", *where, 1.0, None] for where in ((0, 0, 0), (0, 0.5, 0.5), (0.5, 0, 0.5), (0.5, 0.5, 0))
     ],
 }
-CIF = """data_polonium
-_cell_length_a 3.36
-_cell_length_b 3.36
-_cell_length_c 3.36
-_cell_angle_alpha 90
-_cell_angle_beta 90
-_cell_angle_gamma 90
-_space_group_name_H-M_alt 'P m -3 m'
-loop_
-_atom_site_label
-_atom_site_type_symbol
-_atom_site_fract_x
-_atom_site_fract_y
-_atom_site_fract_z
-Pb1 Pb 0 0 0
-"""
+CIF = cif_text((3.36, 3.36, 3.36, 90, 90, 90), f"{GROUP} 'P m -3 m'", ("Pb1 Pb 0 0 0 1",), name="polonium")
 
 
 @pytest.fixture
