@@ -21,7 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "simulate": ("hxrd.cli.simulate:simulate", "Simulate one powder pattern for each identifier of a file."),
     "classify": ("hxrd.cli.classify:classify", "Rank the space groups and Bravais lattice of each pattern."),
     "peaks": ("hxrd.cli.peaks:peaks", "List the reflections of one crystal (CIF)."),
-    "train": ("hxrd.cli.train:train", "Train a classifier on crystals or on an archive."),
+    "train": ("hxrd.cli.train:train", "Train a classifier on an archive of patterns."),
     "info": ("hxrd.cli.info:info", "Say what an archive, model or result holds; describe this machine."),
     "plot": ("hxrd.cli.plot:plot", "Draw patterns, or the class distribution, of an archive."),
     "models": ("hxrd.cli.models:models", "List models, and import the released ones."),

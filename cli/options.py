@@ -225,7 +225,7 @@ device_option = click.option(
     "--device",
     default="auto",
     show_default=True,
-    metavar="auto|cpu|cuda|cuda:0,1",
+    metavar="auto|cpu|cuda|cuda:N",
     callback=_check_device,
     help="Where the network runs.",
 )
