@@ -222,7 +222,8 @@ def _system() -> Iterator[Line]:
         yield "cuda", "no device"
     yield "torch", f"{torch.__version__}, {torch.get_num_threads()} threads"
     yield "numba", f"{numba.__version__}, {numba.get_num_threads()} threads"
-    yield "kernels", dispatch.describe()
+    yield "kernels", "powder (Numba) simulates; pooled_norm (Numba) fuses the network's stem on the CPU"
+    yield "kernel ahead", f"{dispatch.describe()}; the models do not use it yet"
     for package, purpose in OPTIONAL_PACKAGES.items():
         try:
             yield package, importlib.metadata.version(package)

@@ -134,7 +134,8 @@ def test_a_table_that_is_no_result_is_refused(tmp_path: Path, capsys: pytest.Cap
 def test_info_describes_the_machine_and_the_presets(capsys: pytest.CaptureFixture[str]) -> None:
     said = told(capsys, "--system")
     assert {"hxrd", "python", "processor", "memory", "torch", "numba", "kernels", "zarrs"} <= set(said)
-    assert said["kernels"].startswith("conv_norm_gelu: ")
+    assert "pooled_norm" in said["kernels"]
+    assert said["kernel ahead"].startswith("conv_norm_gelu: ")
     capsys.readouterr()
     assert main(["info", "--instruments"]) == 0
     assert "paper: " in (presets := capsys.readouterr().out)
