@@ -3,7 +3,7 @@
 # Usage: scripts/quickstart.sh [FOLDER]   (default quickstart/; made anew each time)
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source scripts/environment.sh
+source scripts/environment.sh "" # no extras; without an argument it would see those of this script
 folder="${1:-quickstart}"
 mkdir -p "$folder"
 

@@ -1,5 +1,6 @@
 """Fixtures that more than one test file uses."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,18 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip("the shared test crystals and patterns are not here (set HXRD_SHARED)")
     return folder / "data"
+
+
+@pytest.fixture(autouse=True)
+def quiet_logger() -> Iterator[None]:
+    """Undo what a command run inside the test's process did to hxrd's logger."""
+    yield
+    logger = logging.getLogger("hxrd")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import logging
 import time
 from pathlib import Path
 
@@ -86,8 +85,7 @@ def test_jsonl_first_of_a_repeated_identifier_wins(tmp_path):
     assert source.get("salt").cell[0] == 4
 
 
-def test_jsonl_bad_lines_are_named_and_left_out(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("hxrd"), "propagate", True)  # the command line turns it off
+def test_jsonl_bad_lines_are_named_and_left_out(tmp_path, caplog):
     source = JsonlSource(_table(tmp_path / "t.jsonl", ["{broken", "", _record(), '{"name": "no id"}']))
     assert [number for number, _ in source.bad_lines] == [1, 4]
     assert "t.jsonl line 1" in source.bad_lines[0][1]
