@@ -128,13 +128,15 @@ def _amplitude(scattering, form_factor, b_iso, s_squared):
 
 
 @njit(cache=True, nogil=True)
-def _add_group(friedel, amplitude, cosines, sines):
-    """Add a group's share to (Re F, Im F) of a reflection and of its Friedel mate."""
-    real, imaginary = amplitude.real, amplitude.imag
-    friedel[0] += real * cosines - imaginary * sines
-    friedel[1] += real * sines + imaginary * cosines
-    friedel[2] += real * cosines + imaginary * sines
-    friedel[3] += imaginary * cosines - real * sines
+def _plus_group(friedel, amplitude, cosines, sines):
+    """Return (Re F, Im F) of a reflection and of its Friedel mate with a group's share added."""
+    re, im = amplitude.real, amplitude.imag
+    return (
+        friedel[0] + re * cosines - im * sines,
+        friedel[1] + re * sines + im * cosines,
+        friedel[2] + re * cosines + im * sines,
+        friedel[3] + im * cosines - re * sines,
+    )
 
 
 @njit(cache=True, nogil=True)
@@ -145,9 +147,8 @@ def f_squared(hkl, s_squared, positions, occupancy, group_start, b_iso, scatteri
     `hxrd.physics.packing.Atoms` for the arrays.
     """
     result = np.empty(len(hkl))
-    friedel = np.empty(4)
     for i in range(len(hkl)):
-        friedel[:] = 0.0
+        friedel = (0.0, 0.0, 0.0, 0.0)
         for group in range(len(b_iso)):
             cosines = sines = 0.0
             for site in range(group_start[group], group_start[group + 1]):
@@ -158,18 +159,13 @@ def f_squared(hkl, s_squared, positions, occupancy, group_start, b_iso, scatteri
                 cosines += occupancy[site] * math.cos(phase)
                 sines += occupancy[site] * math.sin(phase)
             amplitude = _amplitude(scattering[group], form_factor[group], b_iso[group], s_squared[i])
-            _add_group(friedel, amplitude, cosines, sines)
+            friedel = _plus_group(friedel, amplitude, cosines, sines)
         result[i] = 0.5 * (friedel[0] ** 2 + friedel[1] ** 2 + friedel[2] ** 2 + friedel[3] ** 2)
     return result
 
 
 @njit(cache=True, nogil=True)
-def _lorentz(theta, xray):
-    lorentz = 1.0 / (math.sin(theta) * math.sin(2 * theta))
-    return lorentz * 0.5 * (1 + math.cos(2 * theta) ** 2) if xray else lorentz
-
-
-def lorentz_factor(theta: NDArray[np.float64], xray: bool) -> NDArray[np.float64]:
+def lorentz_factor(theta, xray):
     """Lorentz factor 1/(sinθ sin2θ); for X-rays times the polarisation (1 + cos²2θ)/2.
 
     Parameters
@@ -206,13 +202,7 @@ def _friedel_mean(plane, along_l, conjugate, groups, occupancy, s_squared):
             cosines += a.real * b.real - a.imag * imaginary
             sines += a.real * imaginary + a.imag * b.real
         amplitude = _amplitude(scattering[group], form_factor[group], b_iso[group], s_squared)
-        re, im = amplitude.real, amplitude.imag
-        friedel = (
-            friedel[0] + re * cosines - im * sines,
-            friedel[1] + re * sines + im * cosines,
-            friedel[2] + re * cosines + im * sines,
-            friedel[3] + im * cosines - re * sines,
-        )
+        friedel = _plus_group(friedel, amplitude, cosines, sines)
     return 0.5 * (friedel[0] ** 2 + friedel[1] ** 2 + friedel[2] ** 2 + friedel[3] ** 2)
 
 
@@ -274,7 +264,7 @@ def _add_lines(pattern, grid, s_squared, strength, wavelength, weight, resolutio
             continue
         fwhm, eta = peak_widths(theta, resolution)
         tail = -0.5 * math.degrees(resolution.axial_divergence**2) / math.tan(2 * theta)
-        add_peak(pattern, grid, centre, weight * strength[i] * _lorentz(theta, xray), fwhm, eta, tail)
+        add_peak(pattern, grid, centre, weight * strength[i] * lorentz_factor(theta, xray), fwhm, eta, tail)
 
 
 @njit(cache=True, nogil=True)

@@ -1,6 +1,7 @@
 """The shape of one powder peak, compiled with Numba: width, asymmetry and finite support.
 
 A Thompson–Cox–Hastings pseudo-Voigt convolved with an axial-divergence kernel, on an even 2θ grid.
+Numba's cache on disk looks at one file at a time: after a change here, touch powder.py as well.
 """
 
 import math
@@ -10,7 +11,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-PROFILE_CUT = 1e-3  # a profile ends where its symmetric form has fallen to this part of its top
+# A profile ends where its Gaussian and its Lorentzian part, each by itself, have fallen to this share
+# of its top.
+PROFILE_CUT = 1e-3
 _LN2 = math.log(2.0)
 
 # Numerical integration over the axial-divergence kernel: nodes and weights of Gauss–Jacobi rules for

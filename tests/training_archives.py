@@ -44,7 +44,7 @@ def recipe_file(folder: Path, text: str = RECIPE, name: str = "recipe.toml") -> 
 
 
 def archive_stream(archive: Path) -> ArchiveStream:
-    return ArchiveStream(open_archive(archive), SPACE_GROUPS_144, background=False)
+    return ArchiveStream(open_archive(archive), SPACE_GROUPS_144)
 
 
 def foreign_archive(path: Path, two_theta: np.ndarray, **changes) -> Path:

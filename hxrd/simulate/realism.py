@@ -16,7 +16,7 @@ from hxrd.kernels import powder, profile
 from hxrd.models.preprocess import Grid, preprocess_batch
 from hxrd.physics.instrument import Instrument
 from hxrd.physics.packing import pack
-from hxrd.simulate.simulate import joined, resolution_of
+from hxrd.simulate.simulate import joined, kernel_grid, resolution_of
 
 Range = tuple[float, float]
 
@@ -199,9 +199,7 @@ def _aluminium() -> Crystal:
 
 
 def _preset_measurement(instrument: Instrument) -> Measurement:
-    two_theta = instrument.grid()
-    grid = profile.Grid(float(two_theta[0]), float(instrument.two_theta[2]), len(two_theta))
-    return Measurement(instrument.wavelength, grid)
+    return Measurement(instrument.wavelength, kernel_grid(instrument))
 
 
 def _drawn_measurement(settings: RealismSettings, rng: np.random.Generator) -> Measurement:
@@ -247,10 +245,14 @@ def _with_foreign_lines(
     settings: RealismSettings,
     rng: np.random.Generator,
 ) -> NDArray[np.float32]:
-    """Add another phase of the group, lines of the can, and peaks of magnetic order."""
+    """Add another phase of the group, lines of the can, and peaks of magnetic order.
+
+    An impurity keeps the resolution and zero shift drawn for it as a phase of its own, and one can serves
+    the whole group: coarser than nature, where all phases share one instrument.
+    """
     n_patterns = len(phases)
     impurity = _log_uniform(settings.impurity_fraction, n_patterns, rng)
-    impurity *= rng.random(n_patterns) < settings.impurity_probability
+    impurity *= (rng.random(n_patterns) < settings.impurity_probability) & (n_patterns > 1)
     can_height = _log_uniform(settings.can_fraction, n_patterns, rng)
     can_height *= rng.random(n_patterns) < settings.can_probability
     mixed = phases + impurity[:, None] * np.roll(phases, 1, axis=0) + can_height[:, None] * can
@@ -273,7 +275,7 @@ def _counted(
     settings: RealismSettings,
     rng: np.random.Generator,
 ) -> NDArray[np.float32]:
-    """Put patterns on a smooth background and count neutrons."""
+    """Put patterns on a smooth background and add counting noise."""
     n_patterns, two_theta = len(intensity), measurement.two_theta
     x = (two_theta - two_theta[0]) / (two_theta[-1] - two_theta[0])
     level, slope, hump, rise = (

@@ -48,7 +48,7 @@ def simulate_patterns(
             joined(packed),
             np.array(instrument.wavelengths),
             resolution_of(instrument),
-            Grid(float(grid[0]), float(instrument.two_theta[2]), len(grid)),
+            kernel_grid(instrument),
             instrument.probe == "xray",
             simulated,
         )
@@ -73,6 +73,12 @@ def joined(packed: Sequence[PackedCrystal]) -> powder.Batch:
         positions=np.concatenate([one.positions for one in atoms]),
         occupancy=np.concatenate([one.occupancy for one in atoms]),
     )
+
+
+def kernel_grid(instrument: Instrument) -> Grid:
+    """Return the 2θ grid of an instrument in kernel form."""
+    grid = instrument.grid()
+    return Grid(float(grid[0]), float(instrument.two_theta[2]), len(grid))
 
 
 def resolution_of(instrument: Instrument) -> Resolution:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from hxrd.crystal.crystal import Crystal
 from hxrd.crystal.symmetry import find_symmetry
-from hxrd.errors import Rejected
+from hxrd.errors import InputError, Rejected
 
-_LARGEST_MAP = 2_000_000  # operations × positions; beyond it coordinates stay as they are
+_LARGEST_MAP = 2_000_000  # operations × positions; beyond it only elements, scale and B vary
 _SAME_POSITION = 0.02  # fractional
 
 
@@ -63,7 +63,7 @@ class Template:
     rotations : ndarray, shape (n_operations, 3, 3)
     inverse_rotations : ndarray, shape (n_operations, 3, 3)
     image : ndarray, shape (n_operations, n_positions), or None
-        Which position each operation sends a position to; None where coordinates must not move.
+        Which position each operation sends a position to; None where only elements, scale and B may vary.
     position_of_site : ndarray, shape (n_sites,)
         Species that share a position move together.
     orbit_size : ndarray, shape (n_positions,)
@@ -72,7 +72,7 @@ class Template:
     crystal: Crystal
     rotations: NDArray[np.float64]
     inverse_rotations: NDArray[np.float64]
-    image: NDArray[np.int16] | None
+    image: NDArray[np.int32] | None
     position_of_site: NDArray[np.int64]
     orbit_size: NDArray[np.float64]
 
@@ -81,8 +81,8 @@ def make_template(crystal: Crystal) -> Template:
     """Find the operations of a crystal and where each sends the atoms.
 
     Where the symmetry found is not the space group that the record declares, or the cell is a supercell
-    whose lattice lacks some of the group's rotations, only the elements and the scale may vary: nothing
-    else is sure to keep the label right.
+    whose lattice lacks some of the group's rotations, or an operation does not bring the atoms upon each
+    other, only the elements, the scale and B may vary: nothing else is sure to keep the label right.
     """
     found = find_symmetry(crystal)
     trusted = found.space_group == crystal.space_group and _has_all_rotations(found)
@@ -116,7 +116,7 @@ def _distinct_positions(positions: NDArray[np.float64]) -> tuple[NDArray[np.floa
     return distinct, index.ravel()
 
 
-def _images(crystal: Crystal, positions: NDArray[np.float64]) -> NDArray[np.int16] | None:
+def _images(crystal: Crystal, positions: NDArray[np.float64]) -> NDArray[np.int32] | None:
     from scipy.spatial import cKDTree
 
     if len(crystal.rotations) * len(positions) > _LARGEST_MAP:
@@ -124,7 +124,7 @@ def _images(crystal: Crystal, positions: NDArray[np.float64]) -> NDArray[np.int1
     moved = np.einsum("nij,pj->npi", crystal.rotations.astype(np.float64), positions)
     moved += crystal.translations[:, None, :]
     distance, image = cKDTree(positions, boxsize=1.0).query(moved % 1.0 % 1.0)
-    return image.astype(np.int16) if distance.max() < _SAME_POSITION else None
+    return image.astype(np.int32) if distance.max() < _SAME_POSITION else None
 
 
 class TemplateSampler:
@@ -136,12 +136,22 @@ class TemplateSampler:
     settings : TemplateSettings
     elements : list of str
         Species that may be put in, as often as they stand here.
+
+    Raises
+    ------
+    InputError
+        A template has more species than there are elements to put in.
     """
 
     def __init__(self, templates: list[Template], settings: TemplateSettings, elements: list[str]):
         self.templates = templates
         self.settings = settings
         self.elements = np.array(elements)
+        most = max((len(set(template.crystal.species)) for template in templates), default=0)
+        if len(set(elements)) < most:
+            raise InputError(
+                f"{len(set(elements))} elements to put in are fewer than the {most} of a template"
+            )
 
     def draw(self, index: int, rng: np.random.Generator) -> Crystal:
         """Return a variation of one template; the same generator state gives the same crystal."""

@@ -8,7 +8,6 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -18,25 +17,15 @@ from hxrd.archive.reader import Archive, open_archive
 from hxrd.archive.schema import GOOD
 from hxrd.crystal.crystal import Crystal
 from hxrd.errors import InputError, Rejected
-from hxrd.kernels import powder, profile
+from hxrd.kernels import powder
 from hxrd.models.preprocess import Grid, preprocess_batch
 from hxrd.physics.instrument import Instrument
 from hxrd.physics.packing import pack
 from hxrd.simulate.realism import RealismSettings, measured_like
-from hxrd.simulate.simulate import joined, resolution_of, simulate_patterns
+from hxrd.simulate.simulate import joined, kernel_grid, resolution_of, simulate_patterns
 from hxrd.simulate.templates import TemplateSampler, TemplateSettings, templates_from
 
 _CHUNKS_AHEAD = 3  # at least; more where more workers are to be kept busy
-
-
-class Stream(Protocol):
-    """Patterns by number; the same (epoch, numbers) always gives the same patterns."""
-
-    labels: NDArray[np.int64]
-
-    def patterns(self, epoch: int, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return patterns on the model's grid, shape (n, n_points), each with maximum 1."""
-        ...
 
 
 @dataclass
@@ -55,15 +44,12 @@ class ArchiveStream:
     archive : Archive
     classes : sequence of int
         Space groups, in label order.
-    background : bool
-        Whether to remove the background.
     """
 
-    def __init__(self, archive: Archive, classes: Sequence[int], background: bool):
-        self.rows, self.labels = labelled_rows(archive, classes)
+    def __init__(self, archive: Archive, classes: Sequence[int]):
+        rows, self.labels = labelled_rows(archive, classes)
         self._grid = Grid(archive.two_theta, archive.wavelength)
-        self._background = background
-        self._intensity = archive.read(0, archive.n_patterns)[self.rows]
+        self._intensity = archive.read(0, archive.n_patterns)[rows]
 
     def hold_out(self, share: float, seed: int) -> "Validation":
         """Take a random share of the patterns out of the stream and return it.
@@ -79,14 +65,14 @@ class ArchiveStream:
         n_held = max(1, round(share * len(order)))
         held, kept = np.sort(order[:n_held]), np.sort(order[n_held:])
         validation = Validation(self.patterns(0, held), self.labels[held])
-        self._intensity, self.labels, self.rows = self._intensity[kept], self.labels[kept], self.rows[kept]
+        self._intensity, self.labels = self._intensity[kept], self.labels[kept]
         return validation
 
     def patterns(self, epoch: int, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the stored patterns, whatever the epoch."""
         chosen = self._intensity[numbers]
         return preprocess_batch(
-            chosen, self._grid.two_theta, self._grid.wavelength, self._grid, self._background
+            chosen, self._grid.two_theta, self._grid.wavelength, self._grid, background=False
         )
 
 
@@ -174,14 +160,14 @@ def simulated(crystals: list[Crystal], instrument: Instrument) -> NDArray[np.flo
     """Simulate on the calling thread, so that a worker takes one core (a multiplet: on all threads)."""
     if len(instrument.wavelengths) > 1:
         return simulate_patterns(crystals, instrument)[0]
-    grid = instrument.grid()
-    out = np.empty((len(crystals), len(grid)), np.float32)
+    grid = kernel_grid(instrument)
+    out = np.empty((len(crystals), grid.n_points), np.float32)
     powder.patterns_varied(
         joined([pack(crystal, instrument) for crystal in crystals]),
         np.full(len(crystals), instrument.wavelength),
         np.tile(np.array(resolution_of(instrument)), (len(crystals), 1)),
         np.zeros(len(crystals)),
-        profile.Grid(float(grid[0]), float(instrument.two_theta[2]), len(grid)),
+        grid,
         instrument.probe == "xray",
         out,
     )

@@ -31,6 +31,7 @@ from hxrd.train.streams import (
 logger = logging.getLogger(__name__)
 
 _HELD_OUT = 0.05  # of the archive, where no validation archive is given
+_FEW = 100  # patterns; fewer make no score and no temperature
 _LOW_CONFIDENCE = 0.3  # a best probability below it is flagged
 _SAME_ANGLE = 1e-6  # degrees
 
@@ -114,11 +115,17 @@ def train_model(
         stream: ArchiveStream | WorkerStream = WorkerStream(spec, labelled_rows(archive, classes)[1], workers)
         validation = _validation(validation_paths, classes, recipe, sources)
     else:
-        stream = ArchiveStream(archive, classes, background=False)
+        stream = ArchiveStream(archive, classes)
         validation = (
             _validation(validation_paths, classes, recipe, sources)
             if validation_paths
             else stream.hold_out(_HELD_OUT, seed)
+        )
+    if len(validation.labels) < _FEW:
+        logger.warning(
+            "only %d patterns to validate on: the scores and the temperature will mean little; "
+            "give thousands of patterns, or --validation ARCHIVE",
+            len(validation.labels),
         )
     progress(trainer.epoch * len(stream.labels))
     try:
@@ -206,7 +213,7 @@ def _validation(
     parts = []
     for path in paths:
         if recipe.realism is None:
-            stored = ArchiveStream(open_archive(path), classes, background=False)
+            stored = ArchiveStream(open_archive(path), classes)
             parts.append((stored.patterns(0, np.arange(len(stored.labels))), stored.labels))
         else:
             spec = CrystalStreamSpec(path, sources, classes, None, recipe.realism, 0)
