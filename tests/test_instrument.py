@@ -2,7 +2,9 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -164,6 +166,18 @@ def test_rounding_does_not_break_a_range_of_whole_steps(two_theta: tuple[float, 
         ({"lorentzian_x": "inf"}, "lorentzian_x"),
         ({"axial_divergence": "-0.1"}, "axial_divergence"),
         ({"axial_divergence": "nan"}, "axial_divergence"),
+        ({"sample_half_height": "0.02"}, "axial_divergence and sample_half_height"),
+        ({"axial_divergence": "", "sample_half_height": "-0.01"}, "sample_half_height"),
+        ({"axial_divergence": "", "sample_half_height": "nan"}, "sample_half_height"),
+        ({"axial_divergence": "", "detector_half_height": "0.6"}, "detector_half_height"),
+        ({"zero_shift": "nan"}, "zero_shift"),
+        ({"zero_shift": "-6.0"}, "zero_shift"),
+        ({"zero_shift": '"small"'}, "zero_shift"),
+        ({"polarization": "0.0"}, "polarization"),
+        ({"polarization": "1.01"}, "polarization"),
+        ({"polarization": "nan"}, "polarization"),
+        ({"monochromator_two_theta": "-26.6"}, "monochromator_two_theta"),
+        ({"monochromator_two_theta": "180.0"}, "monochromator_two_theta"),
         ({"probe": '"muon"'}, "probe"),
         ({"probe": '"xray"'}, "scattering_table sears1992"),
         ({"scattering_table": '"it92"'}, "scattering_table it92"),
@@ -184,6 +198,43 @@ def test_a_file_that_is_no_instrument_is_told_by_file_and_field(
         load_instrument(written(tmp_path, **changes))
     assert "mine.toml" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_file_leaves_out_is_absent_from_the_instrument(tmp_path: Path) -> None:
+    plain = load_instrument(written(tmp_path, axial_divergence=""))
+    heights = (plain.axial_divergence, plain.sample_half_height, plain.detector_half_height)
+    assert heights == (0.0, 0.0, 0.0)
+    assert (plain.zero_shift, plain.polarization, plain.monochromator_two_theta) == (0.0, 0.5, 0.0)
+    tall = load_instrument(
+        written(tmp_path, axial_divergence="", sample_half_height="0.03", detector_half_height="0.02")
+    )
+    assert (tall.sample_half_height, tall.detector_half_height) == (0.03, 0.02)
+
+
+def test_provenance_written_before_there_were_corrections_still_loads() -> None:
+    recorded = msgspec.to_builtins(PAPER)
+    for name in (
+        *("sample_half_height", "detector_half_height"),
+        *("zero_shift", "polarization", "monochromator_two_theta"),
+    ):
+        del recorded[name]
+    assert msgspec.convert(recorded, Instrument) == PAPER
+
+
+@pytest.mark.parametrize(
+    ("changes", "ratio"),
+    [
+        ({}, 1.0),  # (1 + cos² 2θ)/2
+        ({"polarization": 1.0}, 0.0),
+        ({"polarization": 0.95}, 0.05 / 0.95),
+        ({"monochromator_two_theta": 26.6}, math.cos(math.radians(26.6)) ** 2),
+        ({"monochromator_two_theta": 60.0, "polarization": 0.8}, 0.25 / 4),
+        ({"probe": "neutron", "scattering_table": "sears1992"}, 0.0),
+    ],
+)
+def test_polarization_ratio(changes: dict[str, Any], ratio: float) -> None:
+    xray = msgspec.structs.replace(load_instrument("xray"), **changes)
+    assert xray.polarization_ratio == pytest.approx(ratio, abs=1e-12)
 
 
 def test_what_is_not_there_is_wrong_usage(tmp_path: Path) -> None:

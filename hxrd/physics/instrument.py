@@ -26,6 +26,8 @@ _K_ALPHA = {
 }
 _DOUBLET_WEIGHTS = (2 / 3, 1 / 3)
 LARGEST_GRID = 200_000
+LARGEST_HALF_HEIGHT = 0.5  # of the radius; real instruments stay below 0.1
+LARGEST_ZERO_SHIFT = 5.0  # degrees
 _WHOLE_STEPS = 1e-3  # how far from a whole number the steps of a range may be, as for a model's grid
 
 
@@ -48,7 +50,18 @@ class Instrument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     lorentzian_x, lorentzian_y : float
         Lorentzian FWHM = X / cosθ + Y tanθ, in degrees.
     axial_divergence : float
-        Size of the low-angle tail: the kernel reaches ½ (180/π) s² / tan 2θ degrees; 0 for none.
+        Size of the low-angle tail: the kernel reaches ½ (180/π) s² / tan 2θ degrees; 0 for none. The short
+        form of what the next two say; an instrument has the one or the other.
+    sample_half_height, detector_half_height : float
+        S/L and H/L: half heights of the sample and of the detector over the radius of the diffractometer
+        (Finger, Cox & Jephcoat 1994); both 0 for no asymmetry.
+    zero_shift : float
+        Degrees: a line at 2θ appears at 2θ + zero_shift.
+    polarization : float
+        Part of an X-ray beam's intensity, before any monochromator, polarised perpendicular to the plane of
+        diffraction: 0.5 for a tube, nearly 1 for a synchrotron.
+    monochromator_two_theta : float
+        2θ of an X-ray monochromator in degrees, in the incident or the diffracted beam; 0 for none.
     two_theta : tuple of (start, stop, step)
         Grid in degrees, both ends included.
     """
@@ -64,7 +77,12 @@ class Instrument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     caglioti_w: float
     lorentzian_x: float
     lorentzian_y: float
-    axial_divergence: float
+    axial_divergence: float = 0.0
+    sample_half_height: float = 0.0
+    detector_half_height: float = 0.0
+    zero_shift: float = 0.0
+    polarization: float = 0.5
+    monochromator_two_theta: float = 0.0
     two_theta: tuple[float, float, float]
 
     @property
@@ -72,6 +90,18 @@ class Instrument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         """Weighted mean wavelength in Å."""
         lines = np.array(self.wavelengths)
         return float(np.average(lines[:, 0], weights=lines[:, 1]))
+
+    @property
+    def polarization_ratio(self) -> float:
+        """A of the polarisation factor (1 + A cos² 2θ)/(1 + A); 0 for neutrons.
+
+        A = (1 − p)/p · cos² 2θ_m: the intensity polarised in the plane of diffraction over that
+        perpendicular to it, after a mosaic monochromator (Azaroff 1955, Acta Cryst. 8, 701).
+        """
+        if self.probe == "neutron":
+            return 0.0
+        weakened = math.cos(math.radians(self.monochromator_two_theta)) ** 2
+        return (1 - self.polarization) / self.polarization * weakened
 
     def grid(self) -> NDArray[np.float64]:
         """Scattering angles 2θ in degrees, shape (n_points,)."""
@@ -180,10 +210,25 @@ def _checked(instrument: Instrument) -> Instrument:
     for name in ("caglioti_u", "caglioti_v", "caglioti_w", "lorentzian_x", "lorentzian_y"):
         if not math.isfinite(getattr(instrument, name)):
             raise UsageError(f"{name} must be a finite number")
-    if not 0 <= instrument.axial_divergence < 1:
-        raise UsageError("axial_divergence must lie in [0, 1)")
+    _check_asymmetry(instrument)
+    if not abs(instrument.zero_shift) <= LARGEST_ZERO_SHIFT:
+        raise UsageError(f"zero_shift must lie within {LARGEST_ZERO_SHIFT:g} degrees of 0")
+    if not 0 < instrument.polarization <= 1:
+        raise UsageError("polarization must lie in (0, 1]")
+    if not 0 <= instrument.monochromator_two_theta < 180:
+        raise UsageError("monochromator_two_theta must lie in [0, 180) degrees")
     _check_widths(instrument)
     return instrument
+
+
+def _check_asymmetry(instrument: Instrument) -> None:
+    if not 0 <= instrument.axial_divergence < 1:
+        raise UsageError("axial_divergence must lie in [0, 1)")
+    for name in ("sample_half_height", "detector_half_height"):
+        if not 0 <= getattr(instrument, name) <= LARGEST_HALF_HEIGHT:
+            raise UsageError(f"{name} must lie in [0, {LARGEST_HALF_HEIGHT:g}] (of the radius)")
+        if instrument.axial_divergence and getattr(instrument, name):
+            raise UsageError(f"axial_divergence and {name} both smear a peak: leave one of them at 0")
 
 
 def _check_widths(instrument: Instrument) -> None:
