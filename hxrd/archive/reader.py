@@ -1,6 +1,6 @@
 """Reading an archive: its metadata at once, its intensities slice by slice."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -123,14 +123,33 @@ class Archive:
 
     @cached_property
     def source_id(self) -> list[str]:
-        """Identifier of each pattern; empty where not written yet."""
-        self._check_present("source_id", 0, self.n_patterns)
-        return [str(identifier) for identifier in self._read("source_id", 0, self.n_patterns)]
+        """Identifier of each pattern; empty where not written yet.
+
+        All of them are kept in memory, some 100 bytes each: of a large archive read slices, by
+        `source_ids`.
+        """
+        return self.source_ids(0, self.n_patterns)
+
+    def source_ids(self, start: int, stop: int) -> list[str]:
+        """Return the identifiers of patterns `start` to `stop` (excluded); empty where not written yet.
+
+        Raises
+        ------
+        InputError
+            A chunk is corrupt or missing; it is named.
+        """
+        self._check_present("source_id", start, stop)
+        return [str(identifier) for identifier in self._read("source_id", start, stop)]
 
     @cached_property
     def status(self) -> NDArray[np.uint8]:
         """0 not written yet, 1 good, 2 rejected; shape (n_patterns,)."""
         return self._read("status", 0, self.n_patterns).astype(np.uint8)
+
+    @property
+    def n_rejected(self) -> int:
+        """Number of rejected patterns."""
+        return int(np.count_nonzero(self.status == schema.REJECTED))
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return the intensities of patterns `start` to `stop` (excluded), scaled back where stored scaled.
@@ -159,20 +178,70 @@ class Archive:
             intensity *= self._read("scale", start, stop).astype(np.float32)[:, None]
         return intensity
 
-    def rejections(self) -> list[Rejection]:
-        """Return the rejected patterns with their reasons, in archive order.
+    def measured(self, start: int, stop: int) -> NDArray[np.bool_] | None:
+        """Return which points of patterns `start` to `stop` (excluded) count, or None where all do.
+
+        Returns
+        -------
+        ndarray of bool, shape (stop - start, n_points), or None
+            False where a pattern was masked or its range had ended; its intensities are 0 there.
+
+        Raises
+        ------
+        InputError
+            A chunk is corrupt or missing; it is named.
+        """
+        if "measured" not in self.group:
+            return None
+        self._check_present("measured", start, stop)
+        return self._read("measured", start, stop).astype(bool, copy=False)
+
+    def impurities(self, start: int, stop: int) -> list[list[tuple[str, float]]]:
+        """Return the foreign phases of patterns `start` to `stop` (excluded).
+
+        Returns
+        -------
+        list of list of (str, float)
+            For each pattern the identifier and weight fraction of each foreign phase; empty where there
+            is none.
+
+        Raises
+        ------
+        InputError
+            A chunk is corrupt or missing; it is named.
+        """
+        if "impurity_id" not in self.group:
+            return [[] for _ in range(start, stop)]
+        self._check_present("impurity_id", start, stop)
+        self._check_present("impurity_fraction", start, stop)
+        names = self._read("impurity_id", start, stop)
+        fractions = self._read("impurity_fraction", start, stop)
+        return [
+            [(str(name), float(part)) for name, part in zip(row, parts, strict=True) if name]
+            for row, parts in zip(names, fractions, strict=True)
+        ]
+
+    def iterate_rejections(self) -> Iterator[Rejection]:
+        """Yield the rejected patterns with their reasons, in archive order, however many there are.
 
         Raises
         ------
         InputError
             A line of ``rejections.jsonl`` is damaged.
         """
-        listed = {line.pattern: line for line in read_rejections(self.path)}
-        rejected = np.flatnonzero(self.status == schema.REJECTED)
-        return [
-            listed.get(int(row)) or Rejection(int(row), self.source_id[row], "no reason was recorded")
-            for row in rejected
-        ]
+        listed = _in_order(self.path)
+        line = next(listed, None)
+        for row in map(int, np.flatnonzero(self.status == schema.REJECTED)):
+            while line is not None and line.pattern < row:
+                line = next(listed, None)
+            if line is not None and line.pattern == row:
+                yield line
+            else:
+                yield Rejection(row, self.source_ids(row, row + 1)[0], "no reason was recorded")
+
+    def rejections(self) -> list[Rejection]:
+        """Return the rejected patterns with their reasons, in archive order (see `iterate_rejections`)."""
+        return list(self.iterate_rejections())
 
     @property
     def _intensity(self) -> zarr.Array[Any]:
@@ -210,6 +279,9 @@ class Archive:
         return f"{name}/{array.metadata.encode_chunk_key(coordinates)}"
 
 
+_REJECTION = msgspec.json.Decoder(Rejection)
+
+
 def open_archive(path: str | Path) -> Archive:
     """Open an archive for reading; it may still be growing.
 
@@ -224,8 +296,8 @@ def open_archive(path: str | Path) -> Archive:
     return Archive(path, schema.open_group(path))
 
 
-def read_rejections(path: Path) -> list[Rejection]:
-    """Return all lines of ``rejections.jsonl``, less a last one still being written.
+def read_rejections(path: Path) -> Iterator[Rejection]:
+    """Yield the lines of ``rejections.jsonl`` as they stand, less a last one still being written.
 
     Raises
     ------
@@ -234,12 +306,25 @@ def read_rejections(path: Path) -> list[Rejection]:
     """
     file = path / schema.REJECTIONS_FILE
     if not file.is_file():
-        return []
-    *lines, _ = file.read_bytes().split(b"\n")
-    try:
-        return [msgspec.json.decode(line, type=Rejection) for line in lines]
-    except msgspec.MsgspecError as error:
-        raise InputError(f"archive {path}: {schema.REJECTIONS_FILE} is damaged ({error})") from error
+        return
+    with file.open("rb") as lines:
+        for line in lines:
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield _REJECTION.decode(line)
+            except msgspec.MsgspecError as error:
+                raise InputError(f"archive {path}: {schema.REJECTIONS_FILE} is damaged ({error})") from error
+
+
+def _in_order(path: Path) -> Iterator[Rejection]:
+    """Yield the lines by row: as they stand, unless a shard was lost and written again after others."""
+    last = -1
+    for line in read_rejections(path):
+        if line.pattern < last:
+            return iter(sorted(read_rejections(path), key=lambda line: line.pattern))
+        last = line.pattern
+    return read_rejections(path)
 
 
 def _first_failing(read: Callable[[int], Result], start: int, stop: int, size: int) -> int:

@@ -1,4 +1,14 @@
-"""What an archive holds (schema 1), and the test that a Zarr group is one."""
+"""What an archive holds (schema 1), and the test that a Zarr group is one.
+
+Beside the members that every archive has (`intensity`, `two_theta`, `space_group`, `source_id`,
+`status`), it may hold these, which a reader can ignore; all have one row for each pattern:
+
+- `scale` (n_patterns,) float32: what stored counts are multiplied by;
+- `impurity_id` (n_patterns, k) string and `impurity_fraction` (n_patterns, k) float32: identifiers and
+  weight fractions of foreign phases, empty and 0 where there is none;
+- `measured` (n_patterns, n_points) bool: false at points outside a pattern's range or masked, whose
+  intensities are zeros; all false for a rejected pattern. Stored and sharded as `intensity`.
+"""
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
@@ -139,6 +149,9 @@ def _check_members(path: Path, group: zarr.Group) -> None:
         "intensity": (n_patterns, n_points),
         "two_theta": (n_points,),
     }
+    if "measured" in group:
+        expected["measured"] = (n_patterns, n_points)
+        shapes["measured"] = member(group, "measured").shape
     for name, shape in expected.items():
         if shapes[name] != shape:
             raise InputError(f"archive {path}: {name} has shape {shapes[name]} instead of {shape}")

@@ -16,15 +16,11 @@ import msgspec
 import numpy as np
 import zarr
 from numpy.typing import ArrayLike, NDArray
-from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from hxrd.archive import schema
+from hxrd.archive.layout import CHUNK_SIZE, SHARD_SIZE, make_columns, make_patterns
 from hxrd.archive.reader import Archive, Rejection, read_rejections
 from hxrd.errors import InputError, UsageError
-
-CHUNK_SIZE = 64  # patterns that are compressed, and can be read, together
-SHARD_SIZE = 4096  # patterns in one file
-COMPRESSION_LEVEL = 3
 
 
 class ArchiveWriter:
@@ -99,6 +95,10 @@ class ArchiveWriter:
         source_id: Sequence[str],
         status: ArrayLike,
         reasons: Sequence[str | None],
+        *,
+        impurity_id: NDArray[Any] | None = None,
+        impurity_fraction: NDArray[Any] | None = None,
+        measured: NDArray[np.bool_] | None = None,
     ) -> None:
         """Write all that belongs to one shard; it counts once its status is on disk.
 
@@ -116,11 +116,18 @@ class ArchiveWriter:
             1 good, 2 rejected.
         reasons : sequence of (str or None), length n
             Why each rejected pattern was rejected.
+        impurity_id : ndarray of str, shape (n, k), optional
+            Identifiers of foreign phases, empty where there is none; in an archive made for k of them.
+        impurity_fraction : ndarray, shape (n, k), optional
+            Their weight fractions.
+        measured : ndarray of bool, shape (n, n_points), optional
+            Which points count; in an archive made with this member.
 
         Raises
         ------
         ValueError
-            The lengths do not fit the shard, or a status is neither 1 nor 2.
+            The lengths do not fit the shard, a status is neither 1 nor 2, or an optional member that
+            the archive has is missing, or the other way round.
         InputError
             Intensities that the archive's type cannot hold.
         OSError
@@ -131,16 +138,25 @@ class ArchiveWriter:
         lengths = {len(intensity), len(np.atleast_1d(space_group)), len(source_id), len(marks), len(reasons)}
         if lengths != {len(rows)} or not np.isin(marks, (schema.GOOD, schema.REJECTED)).all():
             raise ValueError(f"shard {index} takes {len(rows)} rows of status 1 or 2")
-        kept = np.where((marks == schema.GOOD)[:, None], intensity, 0)
-        stored, scale = _encode(kept, str(self._intensity.dtype))
+        good = (marks == schema.GOOD)[:, None]
+        stored, scale = _encode(_blanked(intensity, good), str(self._intensity.dtype))
+        columns: dict[str, Any] = {
+            "scale": scale,
+            "space_group": np.asarray(space_group, dtype=np.int16),
+            "source_id": np.array(list(source_id), dtype=object),
+            "impurity_id": impurity_id,
+            "impurity_fraction": impurity_fraction,
+            "measured": None if measured is None else _blanked(measured, good),
+        }
+        written = {name: column for name, column in columns.items() if column is not None}
+        if {name for name in columns if name in self._group} != set(written):
+            raise ValueError(f"shard {index} brings {', '.join(written)}, not the members of the archive")
         where = slice(rows.start, rows.stop)
         # A chunk of zeros has a file too: one that is missing can then only be a lost one.
         with zarr.config.set({"array.write_empty_chunks": True}):
             self._intensity[where] = stored
-            if scale is not None:
-                schema.member(self._group, "scale")[where] = scale
-            schema.member(self._group, "space_group")[where] = np.asarray(space_group, dtype=np.int16)
-            schema.member(self._group, "source_id")[where] = np.array(list(source_id), dtype=object)
+            for name, column in written.items():
+                schema.member(self._group, name)[where] = column
             self._append_rejections(rows, source_id, marks, reasons)
             schema.member(self._group, "status")[where] = marks
 
@@ -164,9 +180,13 @@ class ArchiveWriter:
         if not file.is_file():
             return
         status = self.archive.status
-        kept = [line for line in read_rejections(self.path) if status[line.pattern] == schema.REJECTED]
         part = file.with_name(file.name + ".part")
-        part.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in kept))
+        with part.open("wb") as kept:
+            for line in read_rejections(self.path):
+                if not 0 <= line.pattern < len(status):
+                    raise InputError(f"archive {self.path}: {file.name} tells of a row {line.pattern}")
+                if status[line.pattern] == schema.REJECTED:
+                    kept.write(msgspec.json.encode(line) + b"\n")
         os.replace(part, file)
 
 
@@ -181,6 +201,8 @@ def create_archive(
     normalization: str,
     provenance: Mapping[str, Any],
     dtype: str = "float32",
+    n_impurities: int = 0,
+    measured: bool = False,
     force: bool = False,
     chunk_size: int = CHUNK_SIZE,
     shard_size: int = SHARD_SIZE,
@@ -207,6 +229,11 @@ def create_archive(
         Command, version, seed, sources, time; JSON values.
     dtype : {"float32", "float16", "uint16"}
         Storage type; uint16 keeps whole counts below 65536 as they are and scales other patterns.
+    n_impurities : int
+        Most foreign phases of a pattern: with any, the archive has `impurity_id` and
+        `impurity_fraction`.
+    measured : bool
+        Whether the archive has a member `measured`.
     force : bool
         Replace an existing archive (never anything else).
     chunk_size, shard_size : int
@@ -243,7 +270,9 @@ def create_archive(
         _remove(part)
         chunk = min(chunk_size, shard_size, n_patterns)
         shard = chunk * min(max(shard_size // chunk, 1), -(-n_patterns // chunk))
-        _make_group(part, attributes, grid, n_patterns, dtype, chunk, shard)
+        group = zarr.create_group(part, zarr_format=3, attributes=attributes)
+        make_patterns(group, grid, n_patterns, dtype, chunk, shard, measured)
+        make_columns(group, n_patterns, dtype, shard, n_impurities)
         _remove(path)
         os.rename(part, path)
         return ArchiveWriter(path, schema.open_group(path, "r+"), lock)
@@ -297,44 +326,9 @@ def check_output(path: str | Path, force: bool = False) -> None:
         raise InputError(f"{path} is no hxrd archive, so --force does not delete it: choose another output")
 
 
-def _make_group(
-    path: Path,
-    attributes: Mapping[str, Any],
-    two_theta: NDArray[np.float64],
-    n_patterns: int,
-    dtype: str,
-    chunk: int,
-    shard: int,
-) -> None:
-    group = zarr.create_group(path, zarr_format=3, attributes=dict(attributes))
-    codecs: Any = (ZstdCodec(level=COMPRESSION_LEVEL), Crc32cCodec())
-    group.create_array(
-        "intensity",
-        shape=(n_patterns, len(two_theta)),
-        dtype=dtype,
-        chunks=(chunk, len(two_theta)),
-        shards=(shard, len(two_theta)),
-        compressors=codecs,
-    )
-    columns: dict[str, tuple[str, Any]] = {
-        "space_group": ("int16", 0),
-        "source_id": ("string", ""),
-        "status": ("uint8", schema.NOT_WRITTEN),
-    }
-    if dtype == "uint16":
-        columns["scale"] = ("float32", 1.0)
-    for name, (kind, fill) in columns.items():
-        group.create_array(
-            name, shape=(n_patterns,), dtype=kind, chunks=(shard,), compressors=codecs, fill_value=fill
-        )
-    angles = group.create_array(
-        "two_theta",
-        shape=two_theta.shape,
-        dtype="float64",
-        chunks=two_theta.shape,
-        compressors=codecs,
-    )
-    angles[:] = two_theta
+def _blanked(rows: NDArray[Any], good: NDArray[np.bool_]) -> NDArray[Any]:
+    """Return the rows, zeros where they are not good; copied only where that changes them."""
+    return np.where(good, rows, rows.dtype.type(0)) if np.any(rows[~good[:, 0]]) else rows
 
 
 def _encode(intensity: NDArray[Any], dtype: str) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
