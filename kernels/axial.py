@@ -4,8 +4,8 @@ A Debye–Scherrer cone of angle 2θ, seen by a detector slit of half height H f
 a diffractometer of radius L, shows at every 2φ between 2θ and the angle where the cone leaves the slit
 (nearer to 0° or 180°). With h the height over the equatorial plane, in units of L,
 
-    cos 2φ = cos 2θ √(1 + h²)                                                       (their Eq. 6)
-    D(2φ) ∝ W(h)/(h cos 2φ),  W = 2 min(H, S) up to h = |H − S|, then H + S − h     (their Eqs 4 and 8)
+    cos 2φ = cos 2θ √(1 + h²)
+    D(2φ) ∝ W(h)/(h cos 2φ),  W = 2 min(H, S) up to h = |H − S|, then H + S − h
 
 which is infinite at 2φ = 2θ. As a density in h it is W/((1 + h²) sin 2φ), and with h = tan 2θ sin t
 

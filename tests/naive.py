@@ -9,6 +9,7 @@ Angles are 2θ in degrees, lengths Å, scattering lengths fm.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import gemmi
 import numpy as np
@@ -140,11 +141,21 @@ def systematically_absent(hkl, crystal):
     return largest < 1e-3
 
 
-def lorentz_factor(two_theta, probe):
-    """Lorentz factor of a powder, times the polarisation of an unpolarised beam for X-rays."""
+def lorentz_factor(two_theta, probe, ratio=1.0):
+    """Lorentz factor of a powder, for X-rays times their polarisation factor.
+
+    `ratio` is the intensity polarised in the plane of diffraction over that perpendicular to it.
+    """
     theta = np.radians(two_theta) / 2
     lorentz = 1 / (np.sin(theta) * np.sin(2 * theta))
-    return lorentz if probe == "neutron" else lorentz * (1 + np.cos(2 * theta) ** 2) / 2
+    return lorentz if probe == "neutron" else lorentz * (1 + ratio * np.cos(2 * theta) ** 2) / (1 + ratio)
+
+
+def polarization_ratio(instrument):
+    """A perfect mosaic monochromator weakens what is polarised in its plane by cos² 2θ_m."""
+    perpendicular = instrument.polarization
+    in_plane = (1 - perpendicular) * np.cos(np.radians(instrument.monochromator_two_theta)) ** 2
+    return in_plane / perpendicular
 
 
 def reflections(crystal, instrument, wavelength, limits=None):
@@ -163,7 +174,8 @@ def reflections(crystal, instrument, wavelength, limits=None):
     absent = systematically_absent(names, crystal) | (mean_square < ABSENT * mean_limit)
     mean_d = 1 / np.sqrt(np.bincount(members, d**-2.0) / counts)
     two_theta = 2 * np.degrees(np.arcsin(np.minimum(wavelength / (2 * mean_d), 1)))
-    intensity = counts * mean_square * lorentz_factor(two_theta, instrument.probe)
+    ratio = polarization_ratio(instrument)
+    intensity = counts * mean_square * lorentz_factor(two_theta, instrument.probe, ratio)
     return [
         ReflectionSet(
             hkl=tuple(int(index) for index in names[i]),
@@ -176,6 +188,37 @@ def reflections(crystal, instrument, wavelength, limits=None):
         )
         for i in np.argsort(two_theta, kind="stable")
     ]
+
+
+# --- the sample --------------------------------------------------------------------------------------
+
+
+def cylinder_absorption(mu_r, two_theta, n_radii=160, n_angles=1600):
+    """Mean of exp(−μ·path) over the cross-section of a bathed cylinder, by a sum over the disc.
+
+    The radius is r = 1 − u³, which gathers its Gauss–Legendre nodes at the rim, where the paths vary most.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(n_radii)
+    u = (nodes + 1) / 2
+    radius = 1 - u**3
+    share = weights / 2 * 3 * u**2 * 2 * radius
+    angle = 2 * np.pi * (np.arange(n_angles) + 0.5) / n_angles
+    x, y = radius[:, None] * np.cos(angle), radius[:, None] * np.sin(angle)
+    cos, sin = np.cos(np.radians(two_theta)), np.sin(np.radians(two_theta))
+    along, across = x * cos + y * sin, y * cos - x * sin
+    path_in = x + np.sqrt(np.maximum(1 - y**2, 0))
+    path_out = np.sqrt(np.maximum(1 - across**2, 0)) - along
+    return float(share @ np.exp(-mu_r * (path_in + path_out)).mean(axis=1))
+
+
+def march_dollase(crystal, hkl, texture):
+    """Mean over the distinct equivalents of hkl of (r² cos² α + sin² α/r)^(−3/2)."""
+    r, plane = texture[0], np.asarray(texture[1:], dtype=float)
+    metric = reciprocal_metric(crystal.cell)
+    equivalents = np.unique(np.array(hkl) @ laue_class(crystal.rotations), axis=0)
+    cos_squared = (equivalents @ metric @ plane) ** 2 / (plane @ metric @ plane)
+    cos_squared /= np.einsum("ni,ij,nj->n", equivalents, metric, equivalents)
+    return float(np.mean((r**2 * cos_squared + (1 - cos_squared) / r) ** -1.5))
 
 
 # --- the profile -------------------------------------------------------------------------------------
@@ -216,42 +259,107 @@ def half_width(fwhm, eta):
 
 
 def largest_shift(two_theta, instrument):
-    """ε_m in degrees: how far axial divergence drags a peak, to low angles below 90°."""
+    """ε_m in degrees: how far axial divergence drags a peak, to low angles below 90°.
+
+    With the heights of Finger, Cox & Jephcoat, J. Appl. Cryst. 27 (1994) 892: to the angle 2φ at which the
+    Debye–Scherrer cone stands S + H over the plane, cos 2φ = cos 2θ √(1 + (S + H)²), or to the direct beam.
+    """
+    total = instrument.sample_half_height + instrument.detector_half_height
+    if total:
+        cos_two_phi = np.cos(np.radians(two_theta)) * np.sqrt(1 + total**2)
+        return np.degrees(np.arccos(np.clip(cos_two_phi, -1, 1))) - two_theta
     return -0.5 * np.degrees(instrument.axial_divergence**2 / np.tan(np.radians(two_theta)))
 
 
-def peak_profile(grid, centre, instrument):
+def simple_nodes(two_theta, instrument, n_panels, panel_nodes, panel_weights):
+    """The kernel (√(ε_m/ε) − 1)/|ε_m| on 0 … ε_m becomes 2 (1 − u) du with ε = ε_m u², which is smooth."""
+    shift = largest_shift(two_theta, instrument)
+    for panel in range(n_panels):
+        u = (panel + panel_nodes) / n_panels
+        yield shift * u**2, 2 * (1 - u) * panel_weights / n_panels
+
+
+def finger_cox_jephcoat_nodes(two_theta, instrument, n_panels, panel_nodes, panel_weights):
+    """D(2φ) = W/(h cos 2φ) as published, of unit area; 2φ = 2θ − v² takes away its infinity at 2θ.
+
+    h = √(cos² 2φ/cos² 2θ − 1); W = 2 min(S, H) where h ≤ |S − H|, S + H − h beyond; above 90° mirrored.
+    """
+    if abs(largest_shift(two_theta, instrument)) < 1e-9:
+        return [(np.zeros(1), np.ones(1))]
+    # a point of a sample or detector is the limit of a very small one
+    s, d = (max(h, 1e-7) for h in (instrument.sample_half_height, instrument.detector_half_height))
+    two_theta_r = np.radians(min(two_theta, 180 - two_theta))
+    sign = 1 if two_theta < 90 else -1
+    v_of_height = [
+        np.sqrt(max(0.0, two_theta_r - np.arccos(min(1.0, np.cos(two_theta_r) * np.sqrt(1 + height**2)))))
+        for height in (0.0, abs(s - d), s + d)
+    ]
+    nodes = []
+    for low, high in pairwise(v_of_height):
+        width = (high - low) / n_panels
+        for panel in range(n_panels):
+            v = low + width * (panel + panel_nodes)
+            two_phi = two_theta_r - v**2
+            height = np.sqrt(np.sin(v**2) * np.sin(two_theta_r + two_phi)) / np.cos(two_theta_r)
+            seen = np.where(height <= abs(s - d), 2 * min(s, d), s + d - height)
+            density = seen / (height * np.cos(two_phi)) * 2 * v
+            nodes.append((-sign * np.degrees(v**2), density * width * panel_weights))
+    area = sum(np.sum(weights) for _, weights in nodes)
+    return [(shifts, weights / area) for shifts, weights in nodes]
+
+
+def peak_profile(grid, centre, instrument, two_theta=None):
     """A peak of unit area at every point of `grid`, zero outside its support.
 
-    The kernel (√(ε_m/ε) − 1)/|ε_m| on 0 … ε_m becomes 2 (1 − u) du with ε = ε_m u², which is smooth.
+    Its support is that of the symmetric peak, `half_width`, laid at both ends of the asymmetry: at the
+    centre and at centre + `largest_shift`. A peak moved by the sample or the zero keeps the width and the
+    asymmetry of its own 2θ, which is `centre` where it is not given.
     """
-    fwhm, eta = thompson_cox_hastings(centre, instrument)
-    shift = largest_shift(centre, instrument)
+    two_theta = centre if two_theta is None else two_theta
+    fwhm, eta = thompson_cox_hastings(two_theta, instrument)
+    shift = largest_shift(two_theta, instrument)
     reach = half_width(fwhm, eta)
     inside = (grid >= centre + min(0.0, shift) - reach) & (grid <= centre + max(0.0, shift) + reach)
     profile = np.zeros(len(grid))
     n_panels = 1 + int(np.ceil(8 * abs(shift) / fwhm))
     nodes, weights = np.polynomial.legendre.leggauss(12)
-    for panel in range(n_panels):
-        u = (panel + (nodes + 1) / 2) / n_panels
-        kernel = 2 * (1 - u) * weights / 2 / n_panels
-        offset = grid[inside, None] - centre - shift * u**2
-        profile[inside] += pseudo_voigt(offset, fwhm, eta) @ kernel
+    tall = instrument.sample_half_height > 0 or instrument.detector_half_height > 0
+    asymmetry = finger_cox_jephcoat_nodes if tall else simple_nodes
+    for shifts, kernel in asymmetry(two_theta, instrument, n_panels, (nodes + 1) / 2, weights / 2):
+        profile[inside] += pseudo_voigt(grid[inside, None] - centre - shifts, fwhm, eta) @ kernel
     return profile
 
 
-def pattern(crystal, instrument):
-    """The pattern on the instrument's grid, divided by its maximum.
+def absolute_pattern(crystal, instrument, zero_shift=None, displacement=0.0, absorption=0.0, texture=None):
+    """The pattern on the instrument's grid, Σ m|F|²·LP·profile (per degree).
 
-    Lines centred on the grid, its ends included, contribute; those centred beyond it do not, although
-    their flanks would reach in: so the published patterns were made (see test_seed_patterns).
+    A line at 2θ appears at 2θ + zero_shift + displacement·cos θ (degrees; the instrument's zero shift where
+    none is given). Lines that appear on the grid, its ends included, contribute; those beyond it do not,
+    although their flanks would reach in: so the published patterns were made (see test_seed_patterns).
+    `absorption` is the μR of a cylinder, `texture` a March coefficient and the preferred plane's h, k, l.
     """
     start, stop, step = instrument.two_theta
     grid = start + step * np.arange(round((stop - start) / step) + 1)
+    zero_shift = instrument.zero_shift if zero_shift is None else zero_shift
+    margin = abs(zero_shift) + abs(displacement)
+    limits = (max(grid[0] - margin, 1e-3), min(grid[-1] + margin, 180.0))
     intensity = np.zeros(len(grid))
     for wavelength, weight in instrument.wavelengths:
-        for reflection in reflections(crystal, instrument, wavelength, (grid[0], grid[-1])):
-            if not reflection.absent:
-                profile = peak_profile(grid, reflection.two_theta, instrument)
-                intensity += weight * reflection.intensity * profile
+        for reflection in reflections(crystal, instrument, wavelength, limits):
+            two_theta = reflection.two_theta
+            centre = two_theta + zero_shift + displacement * np.cos(np.radians(two_theta / 2))
+            if reflection.absent or not grid[0] <= centre <= grid[-1]:
+                continue
+            height = weight * reflection.intensity
+            if absorption:
+                height *= cylinder_absorption(absorption, two_theta)
+            if texture is not None:
+                height *= march_dollase(crystal, reflection.hkl, texture)
+            intensity += height * peak_profile(grid, centre, instrument, two_theta)
+    return intensity
+
+
+def pattern(crystal, instrument, **sample):
+    """The absolute pattern divided by its maximum."""
+    intensity = absolute_pattern(crystal, instrument, **sample)
     return intensity / intensity.max()
