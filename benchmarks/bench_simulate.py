@@ -1,53 +1,404 @@
-"""Rate of whole simulated patterns against pymatgen's neutron calculator, which gives sticks alone.
+"""Rates of the simulator against its peers, one thread each, taken in turn within one run.
 
-    pytest benchmarks/bench_simulate.py --benchmark-json=simulate.json
+    python benchmarks/bench_simulate.py [--quick] [--only WORD] [--json OUT]
+    pytest benchmarks/bench_simulate.py -s
 
-One thread each, the same prototypes and wavelength in one run; compare the medians of the two.
+What each line means, and where a comparison flatters one side, stands in benchmarks/README.md. No ratio is
+given before the two results were seen to agree.
 """
 
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-import numba
+import breakdown
+import crystals as made
+import msgspec
+import numpy as np
+import peers
 import pytest
+from interleaved import Ratio, ratio_of, timed, times_in_turn
+from report import Line, record, table
 
-from hxrd.physics.instrument import load_instrument, with_overrides
-from hxrd.simulate.simulate import simulate_patterns
-from hxrd.sources import open_sources
+from hxrd.crystal.crystal import Crystal
+from hxrd.physics.instrument import Instrument, load_instrument, with_overrides
+from hxrd.simulate.simulate import simulate_patterns, sticks
 
-WAVELENGTH = 1.5403
-EXAMPLES = Path(__file__).resolve().parent.parent / "scripts" / "examples" / "prototype_ids.txt"
-
-
-@pytest.fixture(scope="module")
-def crystals():
-    numba.set_num_threads(1)
-    source = open_sources(["prototypes"])
-    lines = EXAMPLES.read_text(encoding="utf-8").splitlines()
-    return [source.get(line) for line in lines if not line.startswith("#")]
+NEUTRONS = with_overrides(load_instrument("paper"), wavelength="1.5403")
+XRAYS = with_overrides(
+    load_instrument("paper"), probe="xray", wavelength="CuKa1", two_theta=(5.0, 90.0, 0.02)
+)
+_BLAS_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
-@pytest.mark.benchmark(group="prototypes, 3 to 155 degrees, one thread")
-def test_hxrd_patterns(benchmark, crystals):
-    instrument = with_overrides(load_instrument("paper"), wavelength=str(WAVELENGTH))
-    intensity, reasons = simulate_patterns(crystals, instrument)
-    assert not any(reasons)
-    assert intensity.max(axis=1).min() == 1
-    benchmark(simulate_patterns, crystals, instrument)
-    benchmark.extra_info["patterns"] = len(crystals)
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: seconds a comparison, rounds over which prototypes, sizes of batches."""
+
+    seconds: float
+    rounds: int
+    every: int
+    copies: int
+    mixed: int
 
 
-@pytest.mark.benchmark(group="prototypes, 3 to 155 degrees, one thread")
-def test_pymatgen_sticks(benchmark, crystals):
-    diffraction = pytest.importorskip("pymatgen.analysis.diffraction.neutron")
-    from pymatgen.core import Lattice, Structure
+FULL = Effort(seconds=10.0, rounds=5, every=1, copies=64, mixed=4000)
+QUICK = Effort(seconds=0.5, rounds=1, every=12, copies=16, mixed=400)
 
-    structures = [
-        Structure(Lattice.from_parameters(*crystal.cell), crystal.species, crystal.positions)
-        for crystal in crystals
-    ]
-    calculator = diffraction.NDCalculator(wavelength=WAVELENGTH)
-    benchmark.pedantic(
-        lambda: [calculator.get_pattern(structure, two_theta_range=(3, 155)) for structure in structures],
-        rounds=3,
+
+class Disagreement(AssertionError):
+    """Two results that ought to be equal are not, so there is nothing to time."""
+
+
+def copies_of(crystal: Crystal, number: int) -> list[Crystal]:
+    """Return the crystal so many times, each with a slightly different cell."""
+    return [made.strained(crystal, 1 + 1e-4 * i) for i in range(number)]
+
+
+def our_sticks(crystal: Crystal, instrument: Instrument) -> peers.Sticks:
+    found = sticks([crystal], instrument, threads=1)
+    return np.asarray(found.two_theta), np.asarray(found.intensity)
+
+
+def stick_difference(one: peers.Sticks, other: peers.Sticks, instrument: Instrument) -> float:
+    """Largest difference, over the maximum, of two sets of sticks shared out linearly on a grid of 0.02°."""
+    start, stop, _ = instrument.two_theta
+    grid = []
+    for two_theta, intensity in (one, other):
+        place = (two_theta - start) / 0.02
+        left = np.floor(place).astype(int)
+        size = int((stop - start) / 0.02) + 2
+        shared = np.bincount(left, intensity * (left + 1 - place), size)
+        shared += np.bincount(left + 1, intensity * (place - left), size)
+        grid.append(shared / shared.max())
+    return float(np.abs(grid[0] - grid[1]).max())
+
+
+def agreement_of_sticks(
+    crystal: Crystal, peer: peers.PymatgenNeutrons | peers.RustXrays, instrument: Instrument, bound: float
+) -> float:
+    """Return how far our sticks are from the peer's, at most `bound`."""
+    with peers.pymatgen_with_lengths_of(instrument.scattering_table):
+        apart = stick_difference(our_sticks(crystal, instrument), peer.sticks(), instrument)
+    if not apart <= bound:
+        raise Disagreement(f"sticks of {crystal.identifier} differ by {apart:.2g} of the largest")
+    return apart
+
+
+def agreement_of_patterns(crystal: Crystal, peer: peers.Phasesmith, instrument: Instrument) -> float:
+    """Return the correlation of our pattern with the peer's, at least 0.999."""
+    ours, _ = simulate_patterns([crystal], instrument, threads=1)
+    correlation = float(np.corrcoef(ours[0], peer.pattern())[0, 1])
+    if not correlation >= 0.999:
+        raise Disagreement(f"patterns of {crystal.identifier} correlate by {correlation:.4f} only")
+    return correlation
+
+
+def known_to_both(crystals: list[Crystal]) -> tuple[list[Crystal], list[peers.PymatgenNeutrons]]:
+    """Leave out what either side rejects: elements without a scattering length."""
+    _, reasons = simulate_patterns(crystals, NEUTRONS, threads=1)
+    kept, calculators = [], []
+    for crystal, reason in zip(crystals, reasons, strict=True):
+        calculator = peers.PymatgenNeutrons(crystal, NEUTRONS)
+        try:
+            calculator.sticks()
+        except ValueError:
+            continue
+        if reason is None:
+            kept.append(crystal)
+            calculators.append(calculator)
+    return kept, calculators
+
+
+def prototypes(effort: Effort, in_conventional_cells: bool = False) -> list[Line]:
+    """Whole patterns of all AFLOW prototypes against pymatgen's sticks."""
+    readable, _ = made.prototypes()
+    chosen = readable[:: effort.every]
+    if in_conventional_cells:
+        chosen = [made.conventional(crystal) for crystal in chosen]
+    crystals, calculators = known_to_both(chosen)
+    apart = max(
+        agreement_of_sticks(crystal, peer, NEUTRONS, 1e-4)
+        for crystal, peer in zip(crystals, calculators, strict=True)
     )
-    benchmark.extra_info["patterns"] = len(crystals)
+    rounds = 1 if in_conventional_cells else effort.rounds
+    batch = np.empty(rounds)
+    single, other = np.empty((rounds, len(crystals))), np.empty((rounds, len(crystals)))
+    for i in range(rounds):
+        batches = []
+        for j, (crystal, peer) in enumerate(zip(crystals, calculators, strict=True)):
+            if j % 28 == 0:  # within the round, so that both sides see the same minute of the machine
+                batches.append(timed(lambda: simulate_patterns(crystals, NEUTRONS, threads=1)))
+            single[i, j] = timed(lambda one=crystal: simulate_patterns([one], NEUTRONS, threads=1), 3)
+            other[i, j] = timed(peer)
+        batch[i] = np.median(batches)
+    total = ratio_of(other.sum(axis=1), batch)
+    each = np.median(other / single, axis=0)
+    low, median, high = np.percentile(each, [25, 50, 75])
+    n = len(crystals)
+    cells = "conventional" if in_conventional_cells else "primitive"
+    name = f"pattern of {n} of {len(chosen)} prototypes, {cells} cells, against pymatgen's sticks"
+    return [
+        Line(
+            f"{name}: total of one batch",
+            None if in_conventional_cells else 150,
+            total,
+            float(np.median(batch)) / n,
+            float(np.median(other.sum(axis=1))) / n,
+            f"sticks within {apart:.0e}",
+        ),
+        Line(
+            f"{name}: total of single calls",
+            None,
+            ratio_of(other.sum(axis=1), single.sum(axis=1)),
+            float(np.median(single.sum(axis=1))) / n,
+            float(np.median(other.sum(axis=1))) / n,
+        ),
+        Line(
+            f"{name}: single calls, crystal by crystal, quartiles over crystals",
+            None,
+            Ratio(float(median), float(low), float(high), rounds),
+            float(np.median(single)),
+            float(np.median(other)),
+        ),
+    ]
+
+
+def conventional_prototypes(effort: Effort) -> list[Line]:
+    """As `prototypes`, each in its conventional cell."""
+    return prototypes(effort, in_conventional_cells=True)
+
+
+def against_one(
+    name: str,
+    need: float | None,
+    crystal: Crystal,
+    peer: Callable[[], object],
+    call: Callable[[list[Crystal]], object],
+    effort: Effort,
+) -> list[Line]:
+    """Compare `call` of one crystal, and of a batch of its copies, with a peer."""
+    batch = copies_of(crystal, effort.copies)
+    times = times_in_turn(
+        {"single": lambda: call([crystal]), "batch": lambda: call(batch), "peer": peer}, effort.seconds
+    )
+    times["batch"] /= len(batch)
+    medians = {key: float(np.median(value)) for key, value in times.items()}
+    return [
+        Line(f"{name}: {how}", need, ratio_of(times["peer"], times[key]), medians[key], medians["peer"])
+        for key, how in (("single", "a call for one crystal"), ("batch", f"a batch of {len(batch)} copies"))
+    ]
+
+
+def with_agreement(lines: list[Line], agreement: str) -> list[Line]:
+    return [Line(line.name, line.need, line.ratio, line.ours, line.other, agreement) for line in lines]
+
+
+def p1_and_garnet(effort: Effort) -> list[Line]:
+    """Whole patterns of cells without symmetry, and with the most, against pymatgen's sticks."""
+    lines = []
+    for crystal, need in (
+        (made.triclinic_p1(40, 600.0, seed=1), 10.0),
+        (made.triclinic_p1(60, 1500.0, seed=2), 10.0),
+        (made.garnet(), 300.0),
+    ):
+        peer = peers.PymatgenNeutrons(crystal, NEUTRONS)
+        apart = agreement_of_sticks(crystal, peer, NEUTRONS, 1e-4)
+        found = against_one(
+            f"pattern of {crystal.identifier} against pymatgen's sticks",
+            need,
+            crystal,
+            peer,
+            lambda batch: simulate_patterns(batch, NEUTRONS, threads=1),
+            effort,
+        )
+        lines += with_agreement(found, f"sticks within {apart:.0e}")
+    return lines
+
+
+def xray_sticks(effort: Effort) -> list[Line]:
+    """Sticks against xrd-rust's."""
+    lines = []
+    for crystal in (made.silicon(), made.perovskite(), made.monoclinic(), made.garnet()):
+        peer = peers.RustXrays(crystal, XRAYS)
+        apart = agreement_of_sticks(crystal, peer, XRAYS, 0.02)
+        found = against_one(
+            f"X-ray sticks of {crystal.identifier} against xrd-rust's",
+            5.0,
+            crystal,
+            peer,
+            lambda batch: sticks(batch, XRAYS, threads=1),
+            effort,
+        )
+        lines += with_agreement(found, f"sticks within {apart:.0e}, two tables of form factors")
+    return lines
+
+
+def sticks_and_profile(effort: Effort) -> list[Line]:
+    """Whole patterns against phasesmith's, in three ways that favour us less and less."""
+    same_lengths = msgspec.structs.replace(NEUTRONS, scattering_table="periodictable")
+    symmetric = msgspec.structs.replace(same_lengths, axial_divergence=0.0)
+    ways: tuple[tuple[str, type[peers.Phasesmith], Instrument, float | None], ...] = (
+        ("derivatives, axial asymmetry", peers.PhasesmithWhole, same_lengths, 1.0),
+        ("values only, symmetric peaks", peers.PhasesmithValues, symmetric, 1.0),
+        ("values only, symmetric peaks, without finding reflections", peers.PhasesmithKept, symmetric, None),
+    )
+    lines = []
+    for crystal in (made.perovskite(), made.monoclinic(), made.garnet(), made.triclinic_p1(40, 600.0, 1)):
+        for way, kind, instrument, need in ways:
+            peer = kind(crystal, instrument)
+            correlation = agreement_of_patterns(crystal, peer, instrument)
+            found = against_one(
+                f"pattern of {crystal.identifier} against phasesmith's ({way})",
+                need,
+                crystal,
+                peer,
+                lambda batch, instrument=instrument: simulate_patterns(batch, instrument, threads=1),
+                effort,
+            )
+            lines += with_agreement(found, f"correlation {correlation:.5f}")
+    return lines
+
+
+def two_threads(effort: Effort) -> list[Line]:
+    """Two threads against one, on crystals of all sizes."""
+    crystals = mixed(effort.mixed)
+    one, _ = simulate_patterns(crystals, NEUTRONS, threads=1)
+    two, _ = simulate_patterns(crystals, NEUTRONS, threads=2)
+    if not np.array_equal(one, two):
+        raise Disagreement("two threads give other patterns than one")
+    times = times_in_turn(
+        {n: lambda n=n: simulate_patterns(crystals, NEUTRONS, threads=int(n)) for n in ("1", "2")},
+        effort.seconds,
+    )
+    medians = {key: float(np.median(value)) / len(crystals) for key, value in times.items()}
+    name = f"two threads against one, {len(crystals)} patterns of prototypes (hxrd with hxrd)"
+    return [Line(name, 1.85, ratio_of(times["1"], times["2"]), medians["2"], medians["1"], "equal")]
+
+
+def mixed(number: int) -> list[Crystal]:
+    """Return so many crystals of all sizes: the prototypes again and again, with slightly different cells."""
+    readable, _ = made.prototypes()
+    _, reasons = simulate_patterns(readable, NEUTRONS, threads=1)
+    good = [crystal for crystal, reason in zip(readable, reasons, strict=True) if reason is None]
+    return [made.strained(good[i % len(good)], 1 + 1e-4 * (i // len(good))) for i in range(number)]
+
+
+def augmented_patterns(effort: Effort) -> list[Line]:
+    """Augmented patterns against plain ones: the ratio is the share of the plain rate."""
+    from hxrd.simulate.augmentation import augmentation_names, augmented, load_augmentation
+
+    crystals = mixed(effort.mixed)
+    seeds = np.arange(len(crystals), dtype=np.uint64)
+    lines = []
+    for preset in augmentation_names():
+        augmentation = load_augmentation(preset)
+        found = augmented(crystals, NEUTRONS, augmentation, seeds, threads=1)
+        if not np.isfinite(found.intensity).all():
+            raise Disagreement(f"augmentation {preset} gives intensities that are no numbers")
+        times = times_in_turn(
+            {
+                "plain": lambda: simulate_patterns(crystals, NEUTRONS, threads=1),
+                "augmented": lambda settings=augmentation: augmented(
+                    crystals, NEUTRONS, settings, seeds, threads=1
+                ),
+            },
+            effort.seconds,
+        )
+        medians = {key: float(np.median(value)) / len(crystals) for key, value in times.items()}
+        lines.append(
+            Line(
+                f"rate of patterns augmented with {preset} over the plain rate (hxrd with hxrd)",
+                0.5,
+                ratio_of(times["plain"], times["augmented"]),
+                medians["augmented"],
+                medians["plain"],
+            )
+        )
+    return lines
+
+
+def generated_crystals(effort: Effort) -> list[Line]:
+    """Drawing a crystal against simulating its pattern."""
+    from hxrd.crystal.synthetic import Generator
+
+    generator = Generator()
+    seeds = list(range(effort.mixed))
+    crystals = generator.draw_many(seeds)
+    times = times_in_turn(
+        {
+            "draw": lambda: generator.draw_many(seeds),
+            "simulate": lambda: simulate_patterns(crystals, NEUTRONS, threads=1),
+        },
+        effort.seconds,
+    )
+    medians = {key: float(np.median(value)) / len(seeds) for key, value in times.items()}
+    name = f"drawing {len(seeds)} crystals against simulating their patterns (hxrd with hxrd)"
+    return [Line(name, 1.0, ratio_of(times["simulate"], times["draw"]), medians["draw"], medians["simulate"])]
+
+
+SECTIONS: dict[str, Callable[[Effort], list[Line]]] = {
+    function.__name__: function
+    for function in (
+        prototypes,
+        conventional_prototypes,
+        p1_and_garnet,
+        xray_sticks,
+        sticks_and_profile,
+        two_threads,
+        augmented_patterns,
+        generated_crystals,
+    )
+}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_section(section: str) -> None:
+    """Print a section's ratios; agreement is asserted, speed is not."""
+    for package in ("pymatgen", "xrd_rust_calculator", "phasesmith"):
+        pytest.importorskip(package)
+    lines = SECTIONS[section](QUICK)
+    print("\n" + table(lines))
+    assert lines
+
+
+def test_breakdown() -> None:
+    found = breakdown.measured(mixed(QUICK.mixed), NEUTRONS, QUICK.seconds)
+    print("\n" + breakdown.text(found))
+    shares = [part["share"] for part in found["parts"].values()]
+    assert sum(shares) == pytest.approx(1, abs=0.05)
+
+
+def main() -> None:
+    """Run the sections that were asked for, print them, and write JSON."""
+    if any(os.environ.get(name) != "1" for name in _BLAS_THREADS[:2]):  # read when numpy is loaded
+        environment = os.environ | dict.fromkeys(_BLAS_THREADS[:3], "1")
+        os.execve(sys.executable, [sys.executable, *sys.argv], environment)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="write figures, hardware, versions and commit to this file")
+    parser.add_argument("--quick", action="store_true", help="a minute's worth: few rounds, a twelfth of all")
+    parser.add_argument("--only", default="", help="sections whose name contains this word")
+    options = parser.parse_args()
+    effort = QUICK if options.quick else FULL
+    lines: list[Line] = []
+    for name, section in SECTIONS.items():
+        if options.only in name:
+            found = section(effort)
+            print(table(found), flush=True)
+            lines += found
+    parts = {}
+    if options.only in "breakdown":
+        parts = breakdown.measured(mixed(effort.mixed), NEUTRONS, effort.seconds)
+        print(breakdown.text(parts))
+    if options.json:
+        options.json.write_text(
+            json.dumps(record(lines, parts), indent=1, ensure_ascii=False) + "\n", "utf-8"
+        )
+
+
+if __name__ == "__main__":
+    main()
