@@ -17,6 +17,8 @@ from hxrd.errors import InputError, UsageError
 if TYPE_CHECKING:
     import pyarrow
 
+    from hxrd.physics.instrument import Instrument
+
 Line = tuple[str, Any]
 
 OPTIONAL_PACKAGES = {
@@ -199,10 +201,30 @@ def _instruments() -> str:
             f"2θ {start:g} to {stop:g} by {step:g} degrees, scattering table {instrument.scattering_table}\n"
             f"  U V W {instrument.caglioti_u:g} {instrument.caglioti_v:g} {instrument.caglioti_w:g} deg², "
             f"X Y {instrument.lorentzian_x:g} {instrument.lorentzian_y:g} deg, "
-            f"axial divergence {instrument.axial_divergence:g}\n"
+            f"axial divergence {_axial_divergence(instrument)}\n"
+            f"{_beam(instrument)}"
             f"  source: {instrument.source}"
         )
     return "\n".join(blocks)
+
+
+def _axial_divergence(instrument: "Instrument") -> str:
+    heights = instrument.sample_half_height, instrument.detector_half_height
+    if any(heights):
+        return f"S/L H/L {heights[0]:g} {heights[1]:g}"
+    return f"{instrument.axial_divergence:g}"
+
+
+def _beam(instrument: "Instrument") -> str:
+    """Return a line on polarisation and zero shift, or nothing where there is nothing to say."""
+    said = []
+    if instrument.probe == "xray":
+        said.append(f"polarisation {instrument.polarization:g}")
+        if instrument.monochromator_two_theta:
+            said.append(f"monochromator 2θ {instrument.monochromator_two_theta:g} degrees")
+    if instrument.zero_shift:
+        said.append(f"zero shift {instrument.zero_shift:g} degrees")
+    return f"  {', '.join(said)}\n" if said else ""
 
 
 def _system() -> Iterator[Line]:

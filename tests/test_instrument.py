@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import naive
 import numpy as np
 import pytest
+from built_crystals import CARE_CASES
 
 from hxrd.errors import InputError, UsageError
 from hxrd.physics.instrument import (
@@ -17,6 +19,7 @@ from hxrd.physics.instrument import (
     preset_names,
     with_overrides,
 )
+from hxrd.simulate.simulate import simulate_patterns
 
 PAPER = load_instrument("paper")
 OWN = {
@@ -44,13 +47,50 @@ def written(folder: Path, **changes: str) -> str:
     return str(file)
 
 
-def test_presets_load() -> None:
-    assert preset_names() == ["paper", "xray"]
-    for name in preset_names():
-        instrument = load_instrument(name)
-        assert instrument.name == name
-        assert instrument.description
-        assert instrument.source
+PRESETS = [
+    *["bt1-cu311", "bt1-ge311", "bt1-ge733", "cu-ka", "d2b", "echidna", "hrpt", "mo-ka"],
+    *["paper", "synchrotron", "xray"],
+]
+
+
+def test_presets_are_listed() -> None:
+    assert preset_names() == PRESETS
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_says_what_it_is_and_whence(name: str) -> None:
+    instrument = load_instrument(name)
+    assert instrument.name == name
+    assert instrument.description
+    assert instrument.source
+    assert ("estimated" in instrument.description) == instrument.source.startswith("Estimated")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_simulates_a_crystal(name: str) -> None:
+    instrument = load_instrument(name)
+    start, _, step = instrument.two_theta
+    short = with_overrides(instrument, two_theta=(start, start + 1000 * step, step))
+    crystal = CARE_CASES["lines at very low angles"]
+    patterns, reasons = simulate_patterns([crystal], short if name == "synchrotron" else instrument)
+    assert reasons == [None]
+    assert patterns.max() == 1
+    assert np.all(np.isfinite(patterns))
+
+
+@pytest.mark.parametrize(
+    ("name", "two_theta", "fwhm"),
+    [
+        ("bt1-cu311", 77.2, 0.221),  # corundum measured on BT-1
+        ("bt1-cu311", 121.95, 0.486),
+        ("bt1-ge311", 31.1, 0.243),  # Lu(Fe,Mn)O3 measured on BT-1
+        ("hrpt", 66.4, 0.334),  # La0.5Ba0.5CoO3 measured on HRPT
+        ("cu-ka", 43.51, 0.0665),  # LaB6 measured at NIST
+        ("cu-ka", 107.75, 0.0946),
+    ],
+)
+def test_a_preset_is_as_sharp_as_its_instrument(name: str, two_theta: float, fwhm: float) -> None:
+    assert naive.thompson_cox_hastings(two_theta, load_instrument(name))[0] == pytest.approx(fwhm, rel=0.08)
 
 
 def test_the_preset_paper_is_that_of_the_published_patterns() -> None:
@@ -238,7 +278,7 @@ def test_polarization_ratio(changes: dict[str, Any], ratio: float) -> None:
 
 
 def test_what_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="choose one of paper, xray"):
+    with pytest.raises(UsageError, match=r"choose one of bt1-cu311, .*paper, .*xray"):
         load_instrument("unheard-of")
     with pytest.raises(UsageError, match="does not exist"):
         load_instrument(str(tmp_path / "absent.toml"))
