@@ -42,7 +42,9 @@ class ArchiveWriter:
         self.path = path
         self._group = group
         self._lock = lock
-        self._intensity = schema.member(group, "intensity")
+        # Opened once: each opening reads metadata, which small shards would feel.
+        self._members = {name: schema.member(group, name) for name in group.array_keys()}
+        self._intensity = self._members["intensity"]
 
     def __enter__(self) -> Self:
         """Return the writer."""
@@ -149,16 +151,16 @@ class ArchiveWriter:
             "measured": None if measured is None else _blanked(measured, good),
         }
         written = {name: column for name, column in columns.items() if column is not None}
-        if {name for name in columns if name in self._group} != set(written):
+        if columns.keys() & self._members.keys() != written.keys():
             raise ValueError(f"shard {index} brings {', '.join(written)}, not the members of the archive")
         where = slice(rows.start, rows.stop)
         # A chunk of zeros has a file too: one that is missing can then only be a lost one.
         with zarr.config.set({"array.write_empty_chunks": True}):
             self._intensity[where] = stored
             for name, column in written.items():
-                schema.member(self._group, name)[where] = column
+                self._members[name][where] = column
             self._append_rejections(rows, source_id, marks, reasons)
-            schema.member(self._group, "status")[where] = marks
+            self._members["status"][where] = marks
 
     def _append_rejections(
         self, rows: range, source_id: Sequence[str], marks: NDArray[np.uint8], reasons: Sequence[str | None]
