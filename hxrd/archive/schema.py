@@ -24,6 +24,8 @@ from hxrd.errors import InputError, UsageError
 SCHEMA = 1
 NOT_WRITTEN, GOOD, REJECTED = 0, 1, 2  # values of `status`
 INTENSITY_TYPES = ("float32", "float16", "uint16")
+REQUIRED = ("intensity", "two_theta", "space_group", "source_id", "status")
+OPTIONAL = ("scale", "impurity_id", "impurity_fraction", "measured")
 REJECTIONS_FILE = "rejections.jsonl"
 PROBES = ("neutron", "xray")
 
@@ -135,8 +137,8 @@ def _zarr_group(path: Path, mode: str) -> zarr.Group:
 
 def _check_members(path: Path, group: zarr.Group) -> None:
     try:
-        shapes = {name: member(group, name).shape for name in _REQUIRED}
-        types = {name: str(member(group, name).dtype) for name in _REQUIRED}
+        shapes = {name: member(group, name).shape for name in REQUIRED}
+        types = {name: str(member(group, name).dtype) for name in REQUIRED}
     except Exception as error:  # as above: whatever zarr raises on damaged metadata
         raise InputError(f"archive {path} is incomplete or damaged ({one_line(error)})") from error
     if len(shapes["intensity"]) != 2 or types["intensity"] not in INTENSITY_TYPES:
@@ -145,7 +147,7 @@ def _check_members(path: Path, group: zarr.Group) -> None:
             f"not (n_patterns, n_points) of {', '.join(INTENSITY_TYPES)}"
         )
     n_patterns, n_points = shapes["intensity"]
-    expected = dict.fromkeys(_REQUIRED, (n_patterns,)) | {
+    expected = dict.fromkeys(REQUIRED, (n_patterns,)) | {
         "intensity": (n_patterns, n_points),
         "two_theta": (n_points,),
     }
@@ -177,5 +179,4 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-_REQUIRED = ("intensity", "two_theta", "space_group", "source_id", "status")
 _ATTRIBUTES = ("probe", "wavelength", "instrument", "normalization", "provenance")

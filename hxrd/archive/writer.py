@@ -43,7 +43,8 @@ class ArchiveWriter:
         self._group = group
         self._lock = lock
         # Opened once: each opening reads metadata, which small shards would feel.
-        self._members = {name: schema.member(group, name) for name in group.array_keys()}
+        names = [*schema.REQUIRED, *(name for name in schema.OPTIONAL if name in group)]
+        self._members = {name: schema.member(group, name) for name in names}
         self._intensity = self._members["intensity"]
 
     def __enter__(self) -> Self:
