@@ -135,9 +135,13 @@ def axial_nodes(two_theta, sample_half_height, detector_half_height, n, shifts, 
     kink = math.asin(_reach(sine, cosine, total - flat))
     end = math.asin(_reach(sine, cosine, total))
     n_level = n  # where the cone closes before the kink, or the slit or the sample is a point
-    if end - kink > _NO_PIECE * end:
-        least = 2 if n >= 6 else 1
-        n_level = 0 if kink <= _NO_PIECE * end else min(max(round(n * kink / end), least), n - least)
+    if kink <= _NO_PIECE * end:
+        n_level = 0
+    elif end - kink > _NO_PIECE * end:
+        # shifts go as t²: how fast they pass at a piece's end tells how many nodes it needs
+        least = min(4, n // 3) if n > 2 else 1
+        share = kink * kink / (kink * kink + (end - kink) * end)
+        n_level = least + round((n - 2 * least) * share)
     summed = _fill_piece(0, n_level, 0.0, kink, total, 0.0, sine, cosine, sign, shifts, weights)
     summed += _fill_piece(n_level, n, kink, end, total, flat, sine, cosine, sign, shifts, weights)
     for i in range(n):

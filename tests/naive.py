@@ -193,7 +193,7 @@ def reflections(crystal, instrument, wavelength, limits=None):
 # --- the sample --------------------------------------------------------------------------------------
 
 
-def cylinder_absorption(mu_r, two_theta, n_radii=160, n_angles=1600):
+def cylinder_absorption(mu_r, two_theta, n_radii=60, n_angles=480):
     """Mean of exp(−μ·path) over the cross-section of a bathed cylinder, by a sum over the disc.
 
     The radius is r = 1 − u³, which gathers its Gauss–Legendre nodes at the rim, where the paths vary most.
@@ -297,7 +297,7 @@ def finger_cox_jephcoat_nodes(two_theta, instrument, n_panels, panel_nodes, pane
     nodes = []
     for low, high in pairwise(v_of_height):
         width = (high - low) / n_panels
-        for panel in range(n_panels):
+        for panel in range(n_panels if width > 0 else 0):
             v = low + width * (panel + panel_nodes)
             two_phi = two_theta_r - v**2
             height = np.sqrt(np.sin(v**2) * np.sin(two_theta_r + two_phi)) / np.cos(two_theta_r)
