@@ -1,5 +1,6 @@
 """`hxrd simulate`: identifiers to an archive of patterns."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,13 +24,26 @@ if TYPE_CHECKING:
 )
 @options.instrument_options
 @options.source_option
+@click.option(
+    "--augment",
+    metavar="NAME|FILE.toml",
+    help="What measurements add to clean patterns: a preset or a file of your own.",
+)
+@click.option(
+    "--per-structure",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Patterns for each identifier, one after the other, each augmented by itself.",
+)
 @options.seed_option
 @click.option(
     "--shard-size",
     type=click.IntRange(min=1),
     default=4096,
     show_default=True,
-    help="Patterns in one file of the archive: what a kill can lose.",
+    help="Patterns in one file of the archive: what a kill can lose, and what memory two of take.",
 )
 @options.workers_option
 @options.force_option
@@ -44,6 +58,8 @@ def simulate(
     wavelength: str | None,
     two_theta: tuple[float, float, float] | None,
     sources: tuple[str, ...],
+    augment: str | None,
+    per_structure: int,
     seed: int,
     shard_size: int,
     workers: int | None,
@@ -51,44 +67,53 @@ def simulate(
     resume: bool,
     dry_run: bool,
 ) -> int:
-    """Simulate one powder pattern for each identifier of IDS.
+    """Simulate one powder pattern, or with --augment several, for each identifier of IDS.
 
-    IDS is a text file with one identifier a line ('-' is stdin); empty lines and lines that begin with
-    '#' are skipped. Each pattern is divided by its maximum; angles are 2θ in degrees, wavelengths in Å.
-    An identifier without a usable crystal keeps an empty row, its reason goes to rejections.jsonl in the
-    archive, and the exit code is 3. An interrupted run is finished by the same command with --resume.
+    IDS is a text file with one identifier a line ('-' is stdin), of any length; empty lines and lines that
+    begin with '#' are skipped. Each pattern is divided by its maximum; angles are 2θ in degrees,
+    wavelengths in Å. An identifier without a usable crystal keeps an empty row, its reason goes to
+    rejections.jsonl in the archive, and the exit code is 3. An interrupted run is finished by the same
+    command with --resume. Equal commands give equal patterns, whatever the number of workers.
 
     \b
     Example:
       hxrd simulate ids.txt -o patterns.zarr --source cif:my_cifs --source prototypes
     """
+    if per_structure > 1 and augment is None:
+        raise UsageError(f"--per-structure {per_structure} without --augment makes equal patterns: give both")
     if force and resume:
         raise UsageError("--force starts afresh and --resume goes on: give one of them")
     if output is None:
         if identifiers == "-":
             raise UsageError("identifiers come from stdin: name the archive with -o")
         output = options.default_output(Path(identifiers), ".zarr")
+    if workers is not None and workers > (available := len(os.sched_getaffinity(0))):
+        raise UsageError(f"--workers {workers}: this machine allows {available}")
     from hxrd.simulate import run
+    from hxrd.simulate.augmentation import load_augmentation
+    from hxrd.simulate.identifiers import IdentifierFile
+    from hxrd.simulate.plan import Plan
     from hxrd.sources import open_sources
 
-    names = run.read_identifiers(identifiers)
-    chosen = options.resolve_instrument(instrument, probe, wavelength, two_theta)
-    chain = open_sources(sources or None)
-    plan = run.Plan(names, chosen, seed, chain.describe())
-    run.check_known(names, chain)
-    if dry_run:
-        options.logger.info("%s", run.describe_plan(plan, output, resume, force))
-        return 0
-    options.set_workers(workers)
-    with options.progress("simulating", len(names)) as advance:
-        archive = run.simulate_archive(
-            plan,
-            output,
-            chain,
-            command=options.command_line(),
-            resume=resume,
-            force=force,
-            shard_size=shard_size,
-            advance=advance,
-        )
-    return options.SOME_REJECTED if archive.rejections() else 0
+    with IdentifierFile(identifiers) as names:
+        chosen = options.resolve_instrument(instrument, probe, wavelength, two_theta)
+        augmentation = None if augment is None else load_augmentation(augment)
+        chain = open_sources(sources or None)
+        plan = Plan(names, chosen, seed, chain.describe(), augmentation, per_structure)
+        run.check_known(names, chain)
+        if dry_run:
+            options.logger.info("%s", run.describe_plan(plan, output, resume, force))
+            return 0
+        with options.progress("simulating", plan.n_patterns) as advance:
+            archive = run.simulate_archive(
+                plan,
+                output,
+                chain,
+                command=options.command_line(),
+                resume=resume,
+                force=force,
+                shard_size=shard_size,
+                threads=workers,
+                advance=advance,
+            )
+    return options.SOME_REJECTED if archive.n_rejected else 0

@@ -16,7 +16,7 @@ import zarr
 
 from hxrd.archive import open_archive, open_writer
 from hxrd.cli.main import main
-from hxrd.simulate.run import read_identifiers
+from hxrd.simulate.identifiers import IdentifierFile
 
 CELLS = {
     "copper": ("Cu", 3.61, 225, [(0, 0, 0), (0, 0.5, 0.5), (0.5, 0, 0.5), (0.5, 0.5, 0)]),
@@ -260,12 +260,13 @@ def test_identifiers_come_from_stdin(tmp_path: Path, crystals: str, monkeypatch:
 def test_identifier_files_keep_order_repeats_and_inner_spaces(tmp_path: Path) -> None:
     file = tmp_path / "ids.txt"
     file.write_bytes("\ufeffb 1\n  # no\n\n a\tx \r\nb 1\nü#2".encode())
-    assert read_identifiers(file) == ["b 1", "a\tx", "b 1", "ü#2"]
+    with IdentifierFile(file) as identifiers:
+        assert identifiers.read(0, len(identifiers)) == ["b 1", "a\tx", "b 1", "ü#2"]
 
 
 # Real processes, interrupted ----------------------------------------------------------------------
 
-LONG = 4000
+LONG = 20_000
 
 
 @pytest.fixture
@@ -274,12 +275,12 @@ def long_command(tmp_path: Path, crystals: str) -> list[str]:
     ids = tmp_path / "long.txt"
     ids.write_text("\n".join([*GOOD, "unheard of"] * (LONG // 5)))
     command = [sys.executable, "-m", "hxrd.cli.main", "simulate", str(ids), "--source", crystals]
-    return [*command, "--shard-size", "64", "--two-theta", "3", "155", "0.02"]
+    return [*command, "--shard-size", "64", "--two-theta", "3", "155", "0.1"]
 
 
 @pytest.fixture
 def running(long_command: list[str], tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Start the long command and wait until its third shard is there."""
+    """Start the long command and halt it once its third shard is there, with many still to come."""
     with subprocess.Popen(
         [*long_command, "-o", str(tmp_path / "cut.zarr")], stderr=subprocess.PIPE, text=True
     ) as process:
@@ -288,6 +289,7 @@ def running(long_command: list[str], tmp_path: Path) -> Iterator[subprocess.Pope
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline, "no shard was written in two minutes"
             time.sleep(0.005)
+        process.send_signal(signal.SIGSTOP)
         yield process
         process.kill()
 
@@ -317,6 +319,7 @@ def test_a_signal_ends_the_run_cleanly(
     running: subprocess.Popen[str], tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     running.send_signal(number)
+    running.send_signal(signal.SIGCONT)
     _, told = running.communicate(timeout=60)
     assert running.returncode == code, told
     assert "--resume finishes it" in told

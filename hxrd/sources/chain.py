@@ -3,20 +3,22 @@
 import os
 import re
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
 import platformdirs
 
 from hxrd.crystal.crystal import Crystal
-from hxrd.errors import InputError, UsageError
+from hxrd.errors import InputError, Rejected, UsageError
 from hxrd.sources.cif_tree import CifTree
 from hxrd.sources.jsonl import JsonlSource
 from hxrd.sources.prototypes import PrototypeSource
 from hxrd.sources.source import Source, UnknownIdentifier
 
 SOURCES_VARIABLE = "HXRD_SOURCES"
+_KEPT = 4096  # crystals that are not asked for again
+_LARGEST_KEPT = 500  # sites; a larger crystal is not kept, so that all together stay below some 100 MB
 _KINDS_TEXT = "cif:DIR, prototypes, jsonl:FILE or jsonl:FILE.gz"
 _ICSD_NUMBER = re.compile(r"(?:icsd[ _-]*(?:collcode)?[ _-]*)?\d{1,7}", re.IGNORECASE)
 
@@ -32,9 +34,10 @@ class SourceChain:
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = tuple(sources)
+        self._recent: dict[str, Crystal | Rejected] = {}  # the one not asked for longest comes first
 
     def get(self, identifier: str) -> Crystal:
-        """Return the checked crystal of an identifier.
+        """Return the checked crystal of an identifier; the last few thousand are kept.
 
         Raises
         ------
@@ -43,12 +46,27 @@ class SourceChain:
         Rejected
             The first source that knows it holds no usable crystal for it.
         """
+        # Taken out and put back last, each in one operation: two threads at once look it up twice at worst.
+        entry = self._recent.pop(identifier, None)
+        if entry is None:
+            entry = self._asked(identifier)
+        if isinstance(entry, Rejected) or len(entry.species) <= _LARGEST_KEPT:
+            self._recent[identifier] = entry
+            if len(self._recent) > _KEPT:
+                self._recent = dict(list(self._recent.items())[_KEPT // 2 :])
+        if isinstance(entry, Rejected):
+            raise type(entry)(*entry.args)
+        return entry
+
+    def _asked(self, identifier: str) -> Crystal | Rejected:
         for source in self.sources:
             try:
                 return source.get(identifier)
             except UnknownIdentifier:
                 continue
-        raise UnknownIdentifier(f"unknown to {', '.join(self.describe())}")
+            except Rejected as rejection:
+                return type(rejection)(*rejection.args)  # bare of the frames it went through
+        return UnknownIdentifier(f"unknown to {', '.join(self.describe())}")
 
     def describe(self) -> list[str]:
         """Return the specifications of the sources, in order."""
@@ -132,13 +150,13 @@ _LATER = {
 }
 
 
-def icsd_hint(unknown: Sequence[str], n_identifiers: int) -> str | None:
+def icsd_hint(unknown: Iterable[str], n_identifiers: int) -> str | None:
     """Return how to supply an ICSD export, where that is what is missing.
 
     Parameters
     ----------
-    unknown : sequence of str
-        Identifiers that no source knew.
+    unknown : iterable of str
+        Identifiers that no source knew; only counted, so there may be millions.
     n_identifiers : int
         How many were asked for.
 
@@ -147,13 +165,14 @@ def icsd_hint(unknown: Sequence[str], n_identifiers: int) -> str | None:
     str or None
         One line, when nearly all identifiers are unknown and look like ICSD numbers.
     """
-    if not unknown or len(unknown) < 0.9 * n_identifiers:
-        return None
-    icsd_like = sum(_ICSD_NUMBER.fullmatch(identifier) is not None for identifier in unknown)
-    if icsd_like < 0.9 * len(unknown):
+    n_unknown = icsd_like = 0
+    for identifier in unknown:
+        n_unknown += 1
+        icsd_like += _ICSD_NUMBER.fullmatch(identifier) is not None
+    if not n_unknown or n_unknown < 0.9 * n_identifiers or icsd_like < 0.9 * n_unknown:
         return None
     return (
-        f"{len(unknown)} of {n_identifiers} identifiers look like ICSD numbers and no source knows them: "
+        f"{n_unknown} of {n_identifiers} identifiers look like ICSD numbers and no source knows them: "
         "the ICSD is licensed and not part of hxrd; point to a folder with its CIF export, "
         "`--source cif:DIR`, or to a table of crystals, `--source jsonl:FILE`"
     )

@@ -6,19 +6,25 @@ Fields of a line: `id`, `cell` [a b c α β γ] (Å, degrees), `sites` = the who
 """
 
 import gzip
+import hashlib
 import logging
+import os
+import weakref
 import zlib
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from hxrd.crystal.crystal import Crystal, checked
 from hxrd.crystal.species import normalized_species
 from hxrd.errors import InputError, Rejected, UsageError
 from hxrd.sources.source import UnknownIdentifier
+from hxrd.sources.spool import temporary_copy
 
 logger = logging.getLogger(__name__)
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -72,7 +78,10 @@ def crystal_from_line(line: bytes) -> Crystal:
 
 
 class JsonlSource:
-    """A table of crystals, read once; its lines are kept and parsed when asked for.
+    """A table of crystals on disk; its lines are found by their identifiers and parsed when asked for.
+
+    Memory holds 24 bytes a line, so a table may have millions; a gzipped one is unpacked into a temporary
+    file that vanishes with the source.
 
     Parameters
     ----------
@@ -91,15 +100,66 @@ class JsonlSource:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self.bad_lines: list[tuple[int, str]] = []
-        self._lines: dict[str, bytes] = {}
-        for number, line in _numbered_lines(self.path):
+        self._stream = _opened(self.path)
+        weakref.finalize(self, self._stream.close)
+        self._state = self._stamp()
+        # Of the lines in the order of their identifiers' digests: digest, byte offset, length.
+        self._digests, self._offsets, self._lengths = self._index()
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        """Return how another process opens the table: by itself."""
+        return JsonlSource, (self.path,)
+
+    def identifiers(self) -> Iterator[str]:
+        """Yield the identifiers in file order."""
+        return (_NAME.decode(line).id for line in self._kept_lines())
+
+    def get(self, identifier: str) -> Crystal:
+        """Return the checked crystal (see `Source.get`).
+
+        Raises
+        ------
+        InputError
+            The file has changed meanwhile.
+        """
+        digest = np.frombuffer(_digest(identifier), np.uint64)[0]
+        place = int(np.searchsorted(self._digests, digest))
+        while place < len(self) and self._digests[place] == digest:
+            line = self._read(place)
+            if _NAME.decode(line).id == identifier:
+                return crystal_from_line(line)
+            place += 1
+        raise UnknownIdentifier(f"not in {self.path.name}")
+
+    def iterate(self) -> Iterator[tuple[dict[str, Any], Crystal | Rejected]]:
+        """Yield each record, all its fields, with its crystal or the reason why it is none."""
+        for line in self._kept_lines():
+            record = msgspec.json.decode(line)
             try:
-                identifier = _NAME.decode(line).id
-            except msgspec.DecodeError as error:
-                self.bad_lines.append((number, f"{self.path} line {number}: {error}"))
-                continue
-            self._lines.setdefault(identifier, line)
-        if not self._lines:
+                yield record, crystal_from_line(line)
+            except Rejected as rejection:
+                yield record, rejection
+
+    def describe(self) -> str:
+        """Return the specification of this source."""
+        return f"jsonl:{self.path}"
+
+    def _index(self) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
+        digests, offsets, lengths = bytearray(), array("q"), array("q")
+        offset = 0
+        for number, line in enumerate(_lines(self._stream, self.path), start=1):
+            if line.strip():
+                try:
+                    digests += _digest(_NAME.decode(line).id)
+                    offsets.append(offset)
+                    lengths.append(len(line))
+                except msgspec.DecodeError as error:
+                    self.bad_lines.append((number, f"{self.path} line {number}: {error}"))
+            offset += len(line)
+        if not offsets:
             reason = f": {self.bad_lines[0][1]}" if self.bad_lines else ""
             raise InputError(
                 f"{self.path} has no crystal record (one JSON object a line is expected){reason}"
@@ -111,37 +171,43 @@ class JsonlSource:
                 len(self.bad_lines),
                 self.bad_lines[0][1],
             )
+        return self._sorted(np.frombuffer(digests, np.uint64), np.array(offsets), np.array(lengths))
 
-    def __len__(self) -> int:
-        return len(self._lines)
+    def _sorted(
+        self, digests: NDArray[np.uint64], offsets: NDArray[np.int64], lengths: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
+        """Sort the lines by digest and drop the later ones of each identifier."""
+        order = np.argsort(digests, kind="stable")
+        digests, offsets, lengths = digests[order], offsets[order], lengths[order]
+        kept = np.ones(len(digests), bool)
+        seen: set[str] = set()
+        for place in np.flatnonzero(digests[1:] == digests[:-1]) + 1:
+            for one in (place - 1, place):
+                name = _NAME.decode(_read_at(self._stream, int(offsets[one]), int(lengths[one]))).id
+                if one == place:
+                    kept[place] = name not in seen
+                seen.add(name)
+        return digests[kept], offsets[kept], lengths[kept]
 
-    def identifiers(self) -> Iterator[str]:
-        """Yield the identifiers in file order."""
-        return iter(self._lines)
+    def _kept_lines(self) -> Iterator[bytes]:
+        return (self._read(int(place)) for place in np.argsort(self._offsets))
 
-    def get(self, identifier: str) -> Crystal:
-        """Return the checked crystal (see `Source.get`)."""
-        line = self._lines.get(identifier)
-        if line is None:
-            raise UnknownIdentifier(f"not in {self.path.name}")
-        return crystal_from_line(line)
+    def _read(self, place: int) -> bytes:
+        if self._stamp() != self._state:
+            raise InputError(f"{self.path} changed while it was in use: repeat the command once it is whole")
+        return _read_at(self._stream, int(self._offsets[place]), int(self._lengths[place]))
 
-    def iterate(self) -> Iterator[tuple[dict[str, Any], Crystal | Rejected]]:
-        """Yield each record, all its fields, with its crystal or the reason why it is none."""
-        for line in self._lines.values():
-            record = msgspec.json.decode(line)
-            try:
-                yield record, crystal_from_line(line)
-            except Rejected as rejection:
-                yield record, rejection
-
-    def describe(self) -> str:
-        """Return the specification of this source."""
-        return f"jsonl:{self.path}"
+    def _stamp(self) -> tuple[int, int]:
+        state = os.fstat(self._stream.fileno())
+        return state.st_size, state.st_mtime_ns
 
 
-def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines that are not empty, with their numbers from 1."""
+def _digest(identifier: str) -> bytes:
+    return hashlib.blake2b(identifier.encode(errors="surrogatepass"), digest_size=8).digest()
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """Open the file, or an unpacked copy of a gzipped one."""
     if not path.exists():
         raise UsageError(f"{path}: no such file (jsonl: takes a file of crystals)")
     if path.is_dir():
@@ -149,11 +215,29 @@ def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
             f"{path} is a directory, and jsonl: takes a file (for a tree of CIF files: cif:{path})"
         )
     try:
-        with path.open("rb") as raw:
-            zipped = raw.read(2) == _GZIP_MAGIC
-        with gzip.open(path, "rb") if zipped else path.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield number, line
+        stream = path.open("rb")
+        zipped = stream.read(2) == _GZIP_MAGIC
+        stream.seek(0)
+        if not zipped:
+            return stream
+        with stream, gzip.open(stream) as content:
+            return temporary_copy(content, str(path))
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+        raise _unreadable(path, error) from error
+
+
+def _lines(stream: IO[bytes], path: Path) -> Iterator[bytes]:
+    try:
+        stream.seek(0)
+        yield from stream
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _read_at(stream: IO[bytes], offset: int, length: int) -> bytes:
+    """Read without moving the stream's place, which forked processes share."""
+    return os.pread(stream.fileno(), length, offset)
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path} cannot be read: {error}")
