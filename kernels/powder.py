@@ -1,20 +1,38 @@
-"""Powder patterns, compiled with Numba: reflections, structure factors, patterns.
+"""Powder patterns, compiled with Numba: crystals to reflections, and reflections to patterns.
 
-Everything here is plain arrays. s = sinθ/λ = 1/(2d) in Å⁻¹ throughout; a hemisphere of reciprocal
-space stands for the sphere, so each reflection counts for itself and its Friedel mate.
+Everything here is plain arrays. s = sinθ/λ = 1/(2d) in Å⁻¹ throughout. The kernels run on the calling
+thread and without the GIL, so that several threads can each take a part of a batch.
 """
 
 import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
 from numpy.typing import NDArray
 
-from hxrd.kernels.profile import Grid, Resolution, add_peak, peak_widths
+from hxrd.kernels.compiled import compiled
+from hxrd.kernels.corrections import (
+    CYLINDER_TERMS,
+    cylinder_series,
+    cylinder_transmission,
+    lorentz_polarization,
+    march_dollase,
+)
+from hxrd.kernels.profile import Resolution, add_peak, new_canvas, peak_widths
+from hxrd.kernels.reduction import LENIENT, inverse, new_workspace, reduced
+from hxrd.kernels.reflections import (
+    fill_columns,
+    find_columns,
+    index_limits,
+    new_bounds,
+    new_columns,
+    set_bounds,
+)
+from hxrd.kernels.structure_factor import add_f_squared, new_tables
 
 _MERGE = 1e-9  # reflections whose s² agree to this relative precision are one line
-_FAINT = 1e-9  # lines below this part of the strongest are left out
+_FAINT = 1e-8  # lines below this part of the strongest are left out
+_GOLDEN = 0.6180339887498949
 
 
 class Batch(NamedTuple):
@@ -22,313 +40,402 @@ class Batch(NamedTuple):
 
     Parameters
     ----------
-    reciprocal_metrics : ndarray, shape (n_crystals, 3, 3)
-        Å⁻².
-    crystal_start : ndarray of int64, shape (n_crystals + 1,)
-        Groups of crystal c are ``crystal_start[c]:crystal_start[c + 1]``.
-    group_start : ndarray of int64, shape (n_groups + 1,)
-        Sites of group g are ``group_start[g]:group_start[g + 1]``.
-    group_b_iso, group_scattering, group_form_factor
-        Per group: B in Å², complex scattering length in fm, (n_groups, 9) form-factor coefficients.
+    cells : ndarray, shape (n_crystals, 6)
+        a, b, c in Å, α, β, γ in degrees.
+    site_start : ndarray of int64, shape (n_crystals + 1,)
+        Sites of crystal c are ``site_start[c]:site_start[c + 1]``.
+    species : ndarray of int64, shape (n_sites,)
+        Row of `scattering` and `form_factor`.
     positions : ndarray, shape (n_sites, 3)
-    occupancy : ndarray, shape (n_sites,)
+    occupancy, b_iso : ndarray, shape (n_sites,)
+    operation_start : ndarray of int64, shape (n_crystals + 1,)
+        Operations of crystal c are ``operation_start[c]:operation_start[c + 1]``.
+    rotations : ndarray of int8, shape (n_operations, 3, 3)
+    translations : ndarray, shape (n_operations, 3)
+    scattering : ndarray of complex128, shape (n_species,)
+        Scattering length in fm; zero for X-rays.
+    form_factor : ndarray, shape (n_species, 9)
+        a1…a4, b1…b4, c; zeros for neutrons.
     """
 
-    reciprocal_metrics: NDArray[np.float64]
-    crystal_start: NDArray[np.int64]
-    group_start: NDArray[np.int64]
-    group_b_iso: NDArray[np.float64]
-    group_scattering: NDArray[np.complex128]
-    group_form_factor: NDArray[np.float64]
+    cells: NDArray[np.float64]
+    site_start: NDArray[np.int64]
+    species: NDArray[np.int64]
     positions: NDArray[np.float64]
     occupancy: NDArray[np.float64]
+    b_iso: NDArray[np.float64]
+    operation_start: NDArray[np.int64]
+    rotations: NDArray[np.int8]
+    translations: NDArray[np.float64]
+    scattering: NDArray[np.complex128]
+    form_factor: NDArray[np.float64]
 
 
-@njit(cache=True, nogil=True)
-def _s_squared(reciprocal_metric, h, k, l):
-    g = reciprocal_metric
-    return 0.25 * (
-        h * h * g[0, 0]
-        + k * k * g[1, 1]
-        + l * l * g[2, 2]
-        + 2 * (h * k * g[0, 1] + h * l * g[0, 2] + k * l * g[1, 2])
-    )
-
-
-@njit(cache=True, nogil=True)
-def _index_limits(reciprocal_metric, s_high):
-    metric = np.linalg.inv(reciprocal_metric)
-    limits = np.empty(3, np.int64)
-    for axis in range(3):
-        limits[axis] = math.floor(2 * s_high * math.sqrt(metric[axis, axis]) + 1e-9)
-    return limits
-
-
-@njit(cache=True, nogil=True)
-def _first_l(h, k, limit):
-    """Where l begins in the hemisphere: h > 0, or h = 0 and k > 0, or h = k = 0 and l > 0."""
-    return -limit if h > 0 or k > 0 else 1
-
-
-@njit(cache=True, nogil=True)
-def _count_reflections(reciprocal_metric, limits, low, high):
-    count = 0
-    for h in range(limits[0] + 1):
-        for k in range(-limits[1] if h > 0 else 0, limits[1] + 1):
-            for l in range(_first_l(h, k, limits[2]), limits[2] + 1):
-                if low <= _s_squared(reciprocal_metric, h, k, l) <= high:
-                    count += 1
-    return count
-
-
-@njit(cache=True, nogil=True)
-def reflections_in_range(reciprocal_metric, s_low, s_high):
-    """Reflections of the hemisphere with s_low ≤ s ≤ s_high.
+class Conditions(NamedTuple):
+    """How each pattern of a batch is measured, one row a crystal.
 
     Parameters
     ----------
-    reciprocal_metric : ndarray, shape (3, 3)
-        Å⁻².
-    s_low, s_high : float
-        sinθ/λ in Å⁻¹.
-
-    Returns
-    -------
-    hkl : ndarray of int64, shape (n, 3)
-    s_squared : ndarray, shape (n,)
-        Å⁻².
+    wavelengths : ndarray, shape (n_crystals, n_lines, 2)
+        Å, weight.
+    resolution : ndarray, shape (n_crystals, 8)
+        In the order of `hxrd.kernels.profile.Resolution`.
+    zero_shift : ndarray, shape (n_crystals,)
+        Degrees: a line at 2θ appears at 2θ + zero_shift …
+    displacement : ndarray, shape (n_crystals,)
+        … + displacement · cosθ, degrees.
+    absorption : ndarray, shape (n_crystals,)
+        μR of a cylinder; 0 for none.
+    texture : ndarray, shape (n_crystals, 4)
+        March coefficient (1 for none), then h, k, l of the preferred plane.
     """
-    limits = _index_limits(reciprocal_metric, s_high)
-    low, high = s_low * s_low, s_high * s_high
-    n_reflections = _count_reflections(reciprocal_metric, limits, low, high)
-    hkl = np.empty((n_reflections, 3), np.int64)
-    s_squared = np.empty(n_reflections)
-    found = 0
-    for h in range(limits[0] + 1):
-        for k in range(-limits[1] if h > 0 else 0, limits[1] + 1):
-            for l in range(_first_l(h, k, limits[2]), limits[2] + 1):
-                value = _s_squared(reciprocal_metric, h, k, l)
-                if low <= value <= high:
-                    hkl[found, 0], hkl[found, 1], hkl[found, 2] = h, k, l
-                    s_squared[found] = value
-                    found += 1
-    return hkl, s_squared
+
+    wavelengths: NDArray[np.float64]
+    resolution: NDArray[np.float64]
+    zero_shift: NDArray[np.float64]
+    displacement: NDArray[np.float64]
+    absorption: NDArray[np.float64]
+    texture: NDArray[np.float64]
 
 
-@njit(cache=True, nogil=True)
-def _amplitude(scattering, form_factor, b_iso, s_squared):
-    """Scattering length or form factor, times the Debye–Waller factor exp(−B s²)."""
-    value = scattering
-    if form_factor[8] != 0.0 or form_factor[0] != 0.0:
-        total = form_factor[8]
-        for term in range(4):
-            total += form_factor[term] * math.exp(-form_factor[4 + term] * s_squared)
-        value = value + total
-    return value * math.exp(-b_iso * s_squared)
+@compiled
+def _most_sites(batch):
+    most = 1
+    for crystal in range(len(batch.cells)):
+        most = max(most, batch.site_start[crystal + 1] - batch.site_start[crystal])
+    return most
 
 
-@njit(cache=True, nogil=True)
-def _plus_group(friedel, amplitude, cosines, sines):
-    """Return (Re F, Im F) of a reflection and of its Friedel mate with a group's share added."""
-    re, im = amplitude.real, amplitude.imag
-    return (
-        friedel[0] + re * cosines - im * sines,
-        friedel[1] + re * sines + im * cosines,
-        friedel[2] + re * cosines + im * sines,
-        friedel[3] + im * cosines - re * sines,
-    )
-
-
-@njit(cache=True, nogil=True)
-def f_squared(hkl, s_squared, positions, occupancy, group_start, b_iso, scattering, form_factor):
-    """Mean of |F|² over each reflection and its Friedel mate, shape (n,).
-
-    F(hkl) = Σ_g b_g exp(−B_g s²) Σ_{j in g} o_j exp 2πi(hx_j + ky_j + lz_j); see
-    `hxrd.physics.packing.Atoms` for the arrays.
-    """
-    result = np.empty(len(hkl))
-    for i in range(len(hkl)):
-        friedel = (0.0, 0.0, 0.0, 0.0)
-        for group in range(len(b_iso)):
-            cosines = sines = 0.0
-            for site in range(group_start[group], group_start[group + 1]):
-                phase = 0.0
-                for axis in range(3):
-                    phase += hkl[i, axis] * positions[site, axis]
-                phase = 2 * math.pi * (phase - math.floor(phase))
-                cosines += occupancy[site] * math.cos(phase)
-                sines += occupancy[site] * math.sin(phase)
-            amplitude = _amplitude(scattering[group], form_factor[group], b_iso[group], s_squared[i])
-            friedel = _plus_group(friedel, amplitude, cosines, sines)
-        result[i] = 0.5 * (friedel[0] ** 2 + friedel[1] ** 2 + friedel[2] ** 2 + friedel[3] ** 2)
-    return result
-
-
-@njit(cache=True, nogil=True)
-def lorentz_factor(theta, xray):
-    """Lorentz factor 1/(sinθ sin2θ); for X-rays times the polarisation (1 + cos²2θ)/2.
-
-    Parameters
-    ----------
-    theta : ndarray
-        Half the scattering angle, in radians.
-    xray : bool
-        Without a monochromator.
-    """
-    lorentz = 1.0 / (np.sin(theta) * np.sin(2 * theta))
-    return lorentz * 0.5 * (1 + np.cos(2 * theta) ** 2) if xray else lorentz
-
-
-@njit(cache=True, nogil=True)
-def _phase_table(positions, axis, limit):
-    """exp(2πi n x) for n = 0…limit, shape (limit + 1, n_sites)."""
-    table = np.empty((limit + 1, len(positions)), np.complex128)
-    for site in range(len(positions)):
-        angle = 2 * math.pi * positions[site, axis]
-        for n in range(limit + 1):
-            table[n, site] = complex(math.cos(n * angle), math.sin(n * angle))
-    return table
-
-
-@njit(cache=True, nogil=True, fastmath=True)
-def _friedel_mean(plane, along_l, conjugate, groups, occupancy, s_squared):
-    group_start, b_iso, scattering, form_factor = groups
-    friedel = (0.0, 0.0, 0.0, 0.0)
-    for group in range(len(b_iso)):
-        cosines = sines = 0.0
-        for site in range(group_start[group], group_start[group + 1]):
-            a, b = plane[site], along_l[site]
-            imaginary = -b.imag if conjugate else b.imag
-            cosines += a.real * b.real - a.imag * imaginary
-            sines += a.real * imaginary + a.imag * b.real
-        amplitude = _amplitude(scattering[group], form_factor[group], b_iso[group], s_squared)
-        friedel = _plus_group(friedel, amplitude, cosines, sines)
-    return 0.5 * (friedel[0] ** 2 + friedel[1] ** 2 + friedel[2] ** 2 + friedel[3] ** 2)
-
-
-@njit(cache=True, nogil=True)
-def _lines(reciprocal_metric, positions, occupancy, groups, s_low, s_high):
-    """s² and Σ|F|² of every line, sorted by s², lines at equal s² added up."""
-    limits = _index_limits(reciprocal_metric, s_high)
-    low, high = s_low * s_low, s_high * s_high
-    n_reflections = _count_reflections(reciprocal_metric, limits, low, high)
-    s_squared, strength = np.empty(n_reflections), np.empty(n_reflections)
-    along_h = _phase_table(positions, 0, limits[0])
-    along_k = _phase_table(positions, 1, limits[1])
-    along_l = _phase_table(positions, 2, limits[2])
-    plane = np.empty(len(positions), np.complex128)
-    found = 0
-    for h in range(limits[0] + 1):
-        for k in range(-limits[1] if h > 0 else 0, limits[1] + 1):
-            for site in range(len(positions)):
-                step = along_k[abs(k), site]
-                step = step.conjugate() if k < 0 else step
-                plane[site] = occupancy[site] * along_h[h, site] * step
-            for l in range(_first_l(h, k, limits[2]), limits[2] + 1):
-                value = _s_squared(reciprocal_metric, h, k, l)
-                if low <= value <= high:
-                    s_squared[found] = value
-                    strength[found] = 2 * _friedel_mean(
-                        plane, along_l[abs(l)], l < 0, groups, occupancy, value
-                    )
-                    found += 1
-    return _merged(s_squared, strength)
-
-
-@njit(cache=True, nogil=True)
-def _merged(s_squared, strength):
-    order = np.argsort(s_squared)
-    merged_s, merged_strength = np.empty(len(order)), np.empty(len(order))
-    last = -1
-    for i in order:
-        if last >= 0 and s_squared[i] - merged_s[last] <= _MERGE * merged_s[last]:
-            merged_strength[last] += strength[i]
-        else:
-            last += 1
-            merged_s[last], merged_strength[last] = s_squared[i], strength[i]
-    return merged_s[: last + 1], merged_strength[: last + 1]
-
-
-@njit(cache=True, nogil=True)
-def _add_lines(pattern, grid, s_squared, strength, wavelength, weight, resolution, xray):
-    """Add every line whose 2θ lies inside the grid."""
-    stop = grid.start + (grid.n_points - 1) * grid.step
-    strongest = strength.max() if len(strength) else 0.0
-    for i in range(len(s_squared)):
-        sine = math.sqrt(s_squared[i]) * wavelength
-        if strength[i] <= _FAINT * strongest or sine >= 1:
-            continue
-        theta = math.asin(sine)
-        centre = math.degrees(2 * theta)
-        if not grid.start <= centre <= stop:
-            continue
-        fwhm, eta = peak_widths(theta, resolution)
-        tail = -0.5 * math.degrees(resolution.axial_divergence**2) / math.tan(2 * theta)
-        add_peak(pattern, grid, centre, weight * strength[i] * lorentz_factor(theta, xray), fwhm, eta, tail)
-
-
-@njit(cache=True, nogil=True)
-def _pattern(batch, crystal, wavelengths, resolution, grid, xray, out):
-    """Write the pattern of one crystal, divided by its maximum."""
-    pattern = np.zeros(grid.n_points)
-    stop = grid.start + (grid.n_points - 1) * grid.step
-    s_low = math.sin(math.radians(grid.start / 2)) / wavelengths[:, 0].max()
-    s_high = math.sin(math.radians(stop / 2)) / wavelengths[:, 0].min()
-    first, last = batch.crystal_start[crystal], batch.crystal_start[crystal + 1]
-    site, end = batch.group_start[first], batch.group_start[last]
-    groups = (
-        batch.group_start[first : last + 1] - site,
-        batch.group_b_iso[first:last],
-        batch.group_scattering[first:last],
-        batch.group_form_factor[first:last],
-    )
-    s_squared, strength = _lines(
-        batch.reciprocal_metrics[crystal],
+@compiled
+def _reflections(batch, crystal, s_low, s_high, is_xray, tolerance, work, bounds, columns, tables, strength):
+    """Find the unique reflections of one crystal and their |F|² for the cell as listed."""
+    site, end = batch.site_start[crystal], batch.site_start[crystal + 1]
+    first, last = batch.operation_start[crystal], batch.operation_start[crystal + 1]
+    n_sites = end - site
+    species, occupancy = batch.species[site:end], batch.occupancy[site:end]
+    b_iso = batch.b_iso[site:end]
+    marks = np.empty(n_sites)
+    for i in range(n_sites):
+        unlike = _GOLDEN * (species[i] + 1)
+        marks[i] = occupancy[i] * (0.5 + unlike - math.floor(unlike)) + 0.01 * b_iso[i]
+    metric, basis, n_rotations, n_centrings, is_centric = reduced(
+        batch.cells[crystal],
         batch.positions[site:end],
-        batch.occupancy[site:end],
-        groups,
+        marks,
+        batch.rotations[first:last],
+        batch.translations[first:last],
+        tolerance,
+        work,
+    )
+    sizes = set_bounds(work.rotations, n_rotations, bounds)
+    n_columns, n_places, columns = find_columns(metric, s_high, bounds, sizes, columns)
+    fill_columns(
+        metric,
         s_low,
         s_high,
+        bounds,
+        sizes,
+        n_rotations,
+        work.translations,
+        work.is_operation,
+        columns,
+        n_columns,
     )
-    for line in range(len(wavelengths)):
-        _add_lines(
-            pattern, grid, s_squared, strength, wavelengths[line, 0], wavelengths[line, 1], resolution, xray
+    if n_places > len(strength):
+        strength = np.empty(2 * n_places)
+    strength[:n_places] = 0.0
+    limits = index_limits(metric, s_high)
+    kind = np.zeros(n_sites, np.int64)
+    amplitudes = np.empty(n_sites)
+    for part in range(1 if is_xray else 2):
+        largest = 0.0
+        for i in range(n_sites):
+            if is_xray:
+                kind[i] = species[i]
+                value = 1.0
+            else:
+                length = batch.scattering[species[i]]
+                value = length.real if part == 0 else length.imag
+            amplitudes[i] = occupancy[i] * work.weight[i] * value * n_centrings
+            largest = max(largest, abs(value))
+        if largest == 0.0:
+            continue
+        tables = add_f_squared(
+            work.positions,
+            work.weight,
+            amplitudes,
+            kind,
+            b_iso,
+            batch.form_factor,
+            is_xray,
+            is_centric,
+            limits,
+            columns,
+            (n_columns, n_places),
+            tables,
+            strength,
         )
-    top = pattern.max()
-    for i in range(grid.n_points):
-        out[i] = pattern[i] / top if top > 0 else 0.0
+    return metric, basis, n_rotations, n_columns, n_places, columns, tables, strength
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def patterns(batch, wavelengths, resolution, grid, xray, out):
-    """Simulate a batch in parallel over its crystals, each pattern divided by its maximum.
+@compiled
+def _apply_texture(metric, basis, texture, n_rotations, work, columns, n_columns, strength):
+    """Multiply by March & Dollase's weight, averaged over the members of each set."""
+    axis = np.zeros(3)
+    for i in range(3):
+        for j in range(3):
+            axis[i] += texture[1 + j] * basis[j, i]
+    against = np.empty((48, 3))  # against[R] · h is the scalar product of hR and the preferred plane
+    length_squared = 0.0
+    for index in range(n_rotations):
+        for i in range(3):
+            against[index, i] = 0.0
+            for j in range(3):
+                for k in range(3):
+                    against[index, i] += work.rotations[index, i, j] * metric[j, k] * axis[k]
+    for i in range(3):
+        length_squared += axis[i] * against[0, i]
+    if length_squared == 0:
+        return
+    for column in range(n_columns):
+        for j in range(columns.length[column]):
+            place = columns.offset[column] + j
+            if columns.multiplicity[place] == 0:
+                continue
+            h, k, l = columns.h[column], columns.k[column], columns.first_l[column] + j
+            scale = 1 / (4 * columns.s_squared[place] * length_squared)
+            total = 0.0
+            for index in range(n_rotations):
+                product = h * against[index, 0] + k * against[index, 1] + l * against[index, 2]
+                total += march_dollase(min(1.0, product * product * scale), texture[0])
+            strength[place] *= total / n_rotations
+
+
+@compiled
+def _sorted_places(columns, n_places, strength, order, s_low, s_high):
+    """List the places that hold a reflection, by s²; return their number.
+
+    They are dealt into buckets of s² first, so that few are left to be exchanged.
+    """
+    n = 0
+    for place in range(n_places):
+        n += columns.multiplicity[place] > 0
+    if n == 0:
+        return 0
+    low, scale = s_low * s_low, n / (s_high * s_high - s_low * s_low) * (1 - 1e-9)
+    start = np.zeros(n + 1, np.int64)
+    for place in range(n_places):
+        if columns.multiplicity[place] > 0:
+            start[int((columns.s_squared[place] - low) * scale) + 1] += 1
+    for bucket in range(n):
+        start[bucket + 1] += start[bucket]
+    for place in range(n_places):
+        if columns.multiplicity[place] > 0:
+            bucket = int((columns.s_squared[place] - low) * scale)
+            order[start[bucket]] = place
+            start[bucket] += 1
+    for i in range(1, n):
+        place = order[i]
+        value = columns.s_squared[place]
+        j = i - 1
+        while j >= 0 and columns.s_squared[order[j]] > value:
+            order[j + 1] = order[j]
+            j -= 1
+        order[j + 1] = place
+    return n
+
+
+@compiled
+def _merge(columns, strength, order, n, line_s_squared, line_strength):
+    """Join reflections of equal s² to lines; return their number."""
+    last = -1
+    for i in range(n):
+        place = order[i]
+        s_squared = columns.s_squared[place]
+        value = columns.multiplicity[place] * strength[place]
+        if last >= 0 and s_squared - line_s_squared[last] <= _MERGE * line_s_squared[last]:
+            line_strength[last] += value
+        else:
+            last += 1
+            line_s_squared[last], line_strength[last] = s_squared, value
+    return last + 1
+
+
+@compiled
+def _add_lines(canvas, grid, s_squared, strength, n, wavelength, weight, conditions, crystal, polarization):
+    """Draw every line whose 2θ lies inside the grid."""
+    stop = grid.start + (grid.n_points - 1) * grid.step
+    row = conditions.resolution[crystal]
+    resolution = Resolution(row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7])
+    zero_shift, displacement = conditions.zero_shift[crystal], conditions.displacement[crystal]
+    mu_r = conditions.absorption[crystal]
+    series = np.empty(CYLINDER_TERMS)
+    cylinder_series(mu_r, series)
+    faint = _FAINT * strength[:n].max() if n else 0.0
+    for i in range(n):
+        sine = math.sqrt(s_squared[i]) * wavelength
+        if strength[i] <= faint or sine >= 1:
+            continue
+        cosine = math.sqrt(1 - sine * sine)
+        two_theta = math.degrees(2 * math.asin(sine))
+        centre = two_theta + zero_shift + displacement * cosine
+        if not grid.start - 1e-9 <= centre <= stop + 1e-9:
+            continue
+        area = weight * strength[i] * lorentz_polarization(sine, cosine, polarization)
+        if mu_r > 0:
+            area *= cylinder_transmission(series, math.asin(sine))
+        fwhm, eta = peak_widths(sine, cosine, resolution)
+        add_peak(canvas, grid, centre, area, fwhm, eta, resolution, two_theta)
+
+
+@compiled
+def _s_range(wavelengths, grid, zero_shift, displacement):
+    """Least and greatest s of a line that may lie on the grid."""
+    slack = abs(zero_shift) + abs(displacement) + 1e-6
+    stop = grid.start + (grid.n_points - 1) * grid.step
+    low = max(grid.start - slack, 1e-3) / 2
+    high = min(stop + slack, 180.0) / 2
+    return (
+        math.sin(math.radians(low)) / wavelengths[:, 0].max(),
+        math.sin(math.radians(high)) / wavelengths[:, 0].min(),
+    )
+
+
+@compiled
+def patterns(batch, conditions, grid, polarization, is_xray, out, maximum):
+    """Simulate a batch on the calling thread, each pattern divided by its maximum.
 
     Parameters
     ----------
     batch : Batch
-    wavelengths : ndarray, shape (n_lines, 2)
-        Wavelength in Å and weight.
-    resolution : Resolution
+    conditions : Conditions
     grid : Grid
-    xray : bool
-        Whether the polarisation factor applies.
+    polarization : float
+        See `hxrd.kernels.corrections.lorentz_polarization`.
+    is_xray : bool
+        Whether form factors scatter, or scattering lengths.
     out : ndarray of float32, shape (n_crystals, n_points)
-        Written in place; a crystal without a reflection in range gives zeros.
+        Written; a crystal without a reflection in range gives zeros.
+    maximum : ndarray, shape (n_crystals,)
+        Written: the maximum that was divided by, Σ m|F|²·L·P with P in 1/degree.
     """
-    for crystal in prange(len(batch.reciprocal_metrics)):
-        _pattern(batch, crystal, wavelengths, resolution, grid, xray, out[crystal])
+    n_sites = _most_sites(batch)
+    work, bounds, tables = new_workspace(n_sites), new_bounds(), new_tables(n_sites)
+    columns, canvas = new_columns(256, 4096), new_canvas(grid)
+    strength = np.empty(4096)
+    order = np.empty(4096, np.int64)
+    line_s_squared, line_strength = np.empty(4096), np.empty(4096)
+    for crystal in range(len(batch.cells)):
+        wavelengths = conditions.wavelengths[crystal]
+        s_low, s_high = _s_range(
+            wavelengths, grid, conditions.zero_shift[crystal], conditions.displacement[crystal]
+        )
+        metric, basis, n_rotations, n_columns, n_places, columns, tables, strength = _reflections(
+            batch, crystal, s_low, s_high, is_xray, LENIENT, work, bounds, columns, tables, strength
+        )
+        if conditions.texture[crystal, 0] != 1:
+            _apply_texture(
+                metric, basis, conditions.texture[crystal], n_rotations, work, columns, n_columns, strength
+            )
+        if n_places > len(order):
+            order = np.empty(2 * n_places, np.int64)
+            line_s_squared, line_strength = np.empty(2 * n_places), np.empty(2 * n_places)
+        n = _sorted_places(columns, n_places, strength, order, s_low, s_high)
+        n = _merge(columns, strength, order, n, line_s_squared, line_strength)
+        canvas.pattern[:] = 0
+        for line in range(len(wavelengths)):
+            _add_lines(
+                canvas,
+                grid,
+                line_s_squared,
+                line_strength,
+                n,
+                wavelengths[line, 0],
+                wavelengths[line, 1],
+                conditions,
+                crystal,
+                polarization,
+            )
+        _normalize(canvas.pattern, out[crystal], maximum, crystal)
 
 
-@njit(cache=True, nogil=True)
-def patterns_varied(batch, wavelengths, resolutions, shifts, grid, xray, out):
-    """Simulate a batch on the calling thread, each crystal as its own instrument shows it.
+@compiled
+def _normalize(pattern, out, maximum, crystal):
+    top = np.float32(0)
+    for value in pattern:
+        top = max(top, value)
+    maximum[crystal] = top
+    scale = np.float32(1) / top if top > 0 else np.float32(0)
+    for i in range(len(pattern)):
+        out[i] = pattern[i] * scale
+    if top > 0:
+        for i in range(len(pattern)):
+            if pattern[i] == top:
+                out[i] = np.float32(1)
 
-    As `patterns`, with for each crystal a wavelength, shape (n_crystals,), a row of `resolutions`, shape
-    (n_crystals, 6), in the order of `Resolution`, and a 2θ zero shift in degrees, shape (n_crystals,).
+
+@compiled
+def sticks(batch, s_low, s_high, is_xray, tolerance):
+    """Find the unique reflections of a batch, by s² within each crystal.
+
+    Parameters
+    ----------
+    batch : Batch
+    s_low, s_high : float
+        Range of sinθ/λ in Å⁻¹.
+    is_xray : bool
+    tolerance : float
+        How exactly the atoms must obey the operations that join reflections to sets; see `reduced`.
+
+    Returns
+    -------
+    start : ndarray of int64, shape (n_crystals + 1,)
+        Reflections of crystal c are ``start[c]:start[c + 1]`` of the others.
+    hkl : ndarray of int64, shape (n, 3)
+        One of each set of equivalents, in the cell as listed.
+    s_squared, multiplicity, f_squared : ndarray, shape (n,)
+        Å⁻²; members of the set; |F|² of the cell as listed, in fm² or electrons².
     """
-    for crystal in range(len(batch.reciprocal_metrics)):
-        row = resolutions[crystal]
-        resolution = Resolution(row[0], row[1], row[2], row[3], row[4], row[5])
-        lines = np.array([[wavelengths[crystal], 1.0]])
-        shifted = Grid(grid.start - shifts[crystal], grid.step, grid.n_points)
-        _pattern(batch, crystal, lines, resolution, shifted, xray, out[crystal])
+    n_sites = _most_sites(batch)
+    work, bounds, tables = new_workspace(n_sites), new_bounds(), new_tables(n_sites)
+    columns, strength = new_columns(256, 4096), np.empty(4096)
+    order = np.empty(4096, np.int64)
+    n_crystals = len(batch.cells)
+    start = np.zeros(n_crystals + 1, np.int64)
+    hkl, values = np.empty((64 * n_crystals, 3), np.int64), np.empty((64 * n_crystals, 3))
+    for crystal in range(n_crystals):
+        _, basis, _, n_columns, n_places, columns, tables, strength = _reflections(
+            batch, crystal, s_low, s_high, is_xray, tolerance, work, bounds, columns, tables, strength
+        )
+        if n_places > len(order):
+            order = np.empty(2 * n_places, np.int64)
+        n = _sorted_places(columns, n_places, strength, order, s_low, s_high)
+        first = start[crystal]
+        start[crystal + 1] = first + n
+        if first + n > len(hkl):
+            hkl = _more_rows(hkl, first, 2 * (first + n))
+            values = _more_rows(values, first, 2 * (first + n))
+        _write_sticks(columns, n_columns, inverse(basis), strength, order[:n], first, hkl, values)
+    total = start[n_crystals]
+    return start, hkl[:total], values[:total, 0].copy(), values[:total, 1].copy(), values[:total, 2].copy()
+
+
+@compiled
+def _more_rows(rows, n_used, n):
+    result = np.empty((n, 3), rows.dtype)
+    result[:n_used] = rows[:n_used]
+    return result
+
+
+@compiled
+def _write_sticks(columns, n_columns, back, strength, order, first, hkl, values):
+    for i in range(len(order)):
+        place = order[i]
+        column = np.searchsorted(columns.offset[:n_columns], place, side="right") - 1
+        h, k = columns.h[column], columns.k[column]
+        l = columns.first_l[column] + place - columns.offset[column]
+        for axis in range(3):
+            hkl[first + i, axis] = round(h * back[0, axis] + k * back[1, axis] + l * back[2, axis])
+        values[first + i, 0] = columns.s_squared[place]
+        values[first + i, 1] = columns.multiplicity[place]
+        values[first + i, 2] = strength[place]

@@ -70,6 +70,13 @@ class Crystal:
         return float(np.sqrt(max(np.linalg.det(self.metric), 0.0)))
 
 
+def cell_from_metric(metric: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return a, b, c in Å and α, β, γ in degrees from a metric tensor in Å², shape (3, 3)."""
+    a, b, c = np.sqrt(np.diag(metric))
+    cosines = np.array([metric[1, 2] / (b * c), metric[0, 2] / (a * c), metric[0, 1] / (a * b)])
+    return np.array([a, b, c, *np.degrees(np.arccos(np.clip(cosines, -1, 1)))])
+
+
 def checked(crystal: Crystal) -> Crystal:
     """Return the crystal if it is physically possible.
 

@@ -15,7 +15,7 @@ import gemmi
 import numpy as np
 from numpy.typing import NDArray
 
-from hxrd.crystal.crystal import Crystal
+from hxrd.crystal.crystal import Crystal, cell_from_metric
 from hxrd.errors import Rejected
 
 BRAVAIS_LATTICES: tuple[str, ...] = (
@@ -51,6 +51,7 @@ _FAMILY_LETTERS = {
 }
 # Conditions reach 6n (6_1 axes) and 4n (d glides), so a cube of this half-width shows every one of them.
 _LARGEST_INDEX = 8
+_ROUNDING = 2e-5  # fractional, or relative of the metric: five digits, as many files have
 _SHARED_POSITION = 1e-4  # fractional; species nearer than this are one mixed atom
 
 
@@ -312,6 +313,37 @@ def find_symmetry(crystal: Crystal, tolerance: float = 1e-3) -> Crystal:
         space_group=int(found.number),
         rotations=np.asarray(found.operations.rotations, dtype=np.int8),
         translations=np.asarray(found.operations.translations, dtype=np.float64) % 1.0,
+    )
+
+
+def symmetrized(crystal: Crystal) -> Crystal:
+    """Return the crystal with cell and positions averaged over its operations, so that it obeys them exactly.
+
+    Files round their numbers: 0.33333 for 1/3. Where an operation brings some atom upon no other within
+    `_ROUNDING`, or changes the cell by as much, the crystal is returned as it is.
+    """
+    import dataclasses
+
+    from scipy.spatial import cKDTree
+
+    rotations, translations = crystal.rotations.astype(np.float64), crystal.translations
+    metrics = np.einsum("nki,kl,nlj->nij", rotations, crystal.metric, rotations)
+    if np.abs(metrics - crystal.metric).max() > _ROUNDING * np.diag(crystal.metric).max():
+        return crystal
+    wrapped = crystal.positions % 1.0 % 1.0
+    positions, owner = np.unique(np.round(wrapped, 5) % 1.0, axis=0, return_inverse=True)
+    images = np.einsum("nij,pj->npi", rotations, crystal.positions) + translations[:, None]
+    distance, nearest = cKDTree(positions, boxsize=1.0).query(images % 1.0 % 1.0)
+    if distance.max() > _ROUNDING:
+        return crystal
+    # Each position becomes the mean of all images that fall on it, counted from where it stands.
+    offsets = images - positions[nearest]
+    offsets -= np.round(offsets)
+    total, count = np.zeros_like(positions), np.bincount(nearest.ravel(), minlength=len(positions))
+    np.add.at(total, nearest.ravel(), offsets.reshape(-1, 3))
+    averaged = positions + total / count[:, None]
+    return dataclasses.replace(
+        crystal, cell=cell_from_metric(metrics.mean(axis=0)), positions=averaged[owner.ravel()]
     )
 
 

@@ -1,78 +1,65 @@
-"""A crystal as the plain arrays that the powder kernels read."""
+"""Crystals as the plain arrays that the powder kernels read."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hxrd.crystal.crystal import Crystal
+from hxrd.errors import Rejected
+from hxrd.kernels.powder import Batch
 from hxrd.physics.instrument import Instrument
 from hxrd.physics.scattering import form_factor_coefficients, scattering_lengths
 
 
-class Atoms(NamedTuple):
-    """Atoms of one cell, sorted so that those of one group stand together.
-
-    A group is what scatters alike at every angle: one species with one displacement parameter.
-
-    Parameters
-    ----------
-    positions : ndarray, shape (n_sites, 3)
-        Fractional coordinates.
-    occupancy : ndarray, shape (n_sites,)
-    group_start : ndarray of int64, shape (n_groups + 1,)
-        Sites of group g are ``group_start[g]:group_start[g + 1]``.
-    group_b_iso : ndarray, shape (n_groups,)
-        Å².
-    group_scattering : ndarray of complex128, shape (n_groups,)
-        Scattering length in fm; zero for X-rays.
-    group_form_factor : ndarray, shape (n_groups, 9)
-        X-ray coefficients a1…a4, b1…b4, c; zeros for neutrons.
-    """
-
-    positions: NDArray[np.float64]
-    occupancy: NDArray[np.float64]
-    group_start: NDArray[np.int64]
-    group_b_iso: NDArray[np.float64]
-    group_scattering: NDArray[np.complex128]
-    group_form_factor: NDArray[np.float64]
-
-
-class PackedCrystal(NamedTuple):
-    """What the kernels need of one crystal: reciprocal metric (Å⁻², (3, 3)) and its `Atoms`."""
-
-    reciprocal_metric: NDArray[np.float64]
-    atoms: Atoms
-
-
-def pack(crystal: Crystal, instrument: Instrument) -> PackedCrystal:
-    """Bring a crystal into kernel form.
+def pack(crystals: Sequence[Crystal], instrument: Instrument) -> Batch:
+    """Lay crystals end to end, as the kernels read them.
 
     Raises
     ------
     Rejected
         A site without a scattering length or form factor.
     """
-    names = sorted(set(crystal.species))
-    kind = np.array([names.index(name) for name in crystal.species], dtype=np.float64)
-    groups, of_site = np.unique(np.column_stack([kind, crystal.b_iso]), axis=0, return_inverse=True)
-    of_site = of_site.ravel()
-    order = np.argsort(of_site, kind="stable")
-    species = tuple(names[int(index)] for index in groups[:, 0])
+    names = list(chain.from_iterable([crystal.species for crystal in crystals]))
+    rows = {name: row for row, name in enumerate(dict.fromkeys(names))}
+    n_crystals, species = len(crystals), tuple(rows)
+    site_start, operation_start = np.zeros((2, n_crystals + 1), np.int64)
+    np.cumsum([len(crystal.species) for crystal in crystals], out=site_start[1:])
+    np.cumsum([len(crystal.rotations) for crystal in crystals], out=operation_start[1:])
     xray = instrument.probe == "xray"
-    n_groups = len(groups)
-    atoms = Atoms(
-        positions=np.ascontiguousarray(crystal.positions[order]),
-        occupancy=np.ascontiguousarray(crystal.occupancy[order]),
-        group_start=np.concatenate([[0], np.cumsum(np.bincount(of_site, minlength=n_groups))]).astype(
-            np.int64
-        ),
-        group_b_iso=np.ascontiguousarray(groups[:, 1]),
-        group_scattering=(
-            np.zeros(n_groups, np.complex128)
+    return Batch(
+        cells=np.array([crystal.cell for crystal in crystals], np.float64).reshape(n_crystals, 6),
+        site_start=site_start,
+        species=np.array([rows[name] for name in names], np.int64),
+        positions=np.concatenate([crystal.positions for crystal in crystals], dtype=np.float64),
+        occupancy=np.concatenate([crystal.occupancy for crystal in crystals], dtype=np.float64),
+        b_iso=np.concatenate([crystal.b_iso for crystal in crystals], dtype=np.float64),
+        operation_start=operation_start,
+        rotations=np.concatenate([crystal.rotations for crystal in crystals], dtype=np.int8),
+        translations=np.concatenate([crystal.translations for crystal in crystals], dtype=np.float64),
+        scattering=(
+            np.zeros(len(species), np.complex128)
             if xray
             else scattering_lengths(species, instrument.scattering_table)
         ),
-        group_form_factor=form_factor_coefficients(species) if xray else np.zeros((n_groups, 9)),
+        form_factor=form_factor_coefficients(species) if xray else np.zeros((len(species), 9)),
     )
-    return PackedCrystal(np.linalg.inv(crystal.metric).astype(np.float64), atoms)
+
+
+def rejections(crystals: Sequence[Crystal], instrument: Instrument) -> list[str | None]:
+    """Say of each crystal why `pack` would refuse it, None where it would not."""
+    reasons: list[str | None] = []
+    for crystal in crystals:
+        try:
+            _check_species(tuple(dict.fromkeys(crystal.species)), instrument)
+            reasons.append(None)
+        except Rejected as error:
+            reasons.append(str(error))
+    return reasons
+
+
+def _check_species(species: tuple[str, ...], instrument: Instrument) -> None:
+    if instrument.probe == "xray":
+        form_factor_coefficients(species)
+    else:
+        scattering_lengths(species, instrument.scattering_table)

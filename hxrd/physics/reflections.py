@@ -1,5 +1,6 @@
 """The reflections of one crystal, one for each set of equivalents under its Laue class."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,8 +8,10 @@ from numpy.typing import NDArray
 
 from hxrd.crystal.crystal import Crystal
 from hxrd.kernels import powder
+from hxrd.kernels.reduction import STRICT
 from hxrd.physics.instrument import Instrument
 from hxrd.physics.packing import pack
+from hxrd.physics.scattering import form_factor_coefficients, scattering_lengths
 
 _CANCELLED = 1e-20  # of the largest possible |F|²; rounding leaves 1e-29, real reflections begin at 1e-13
 _LARGEST_INDEX = 1 << 16  # of h, k, l: three of them and a count fit 64 bits
@@ -57,43 +60,68 @@ def peaks(crystal: Crystal, instrument: Instrument) -> list[Reflection]:
     Rejected
         A site without a scattering length or form factor.
     """
-    packed = pack(crystal, instrument)
     start, stop, _ = instrument.two_theta
     wavelength = instrument.wavelength
-    hkl, s_squared = powder.reflections_in_range(
-        packed.reciprocal_metric, *(np.sin(np.radians(np.array([start, stop]) / 2)) / wavelength)
+    s_low, s_high = (math.sin(math.radians(angle / 2)) / wavelength for angle in (start, stop))
+    _, hkl, s_squared, members, f_squared = powder.sticks(
+        pack([crystal], instrument), s_low, s_high, instrument.probe == "xray", STRICT
     )
-    allowed = ~_absent(hkl, crystal)
-    hkl, s_squared = hkl[allowed], s_squared[allowed]
-    f_squared = powder.f_squared(hkl, s_squared, *packed.atoms)
+    # Atoms on special positions can cancel exactly: against their sum in phase, what is left is rounding.
+    cancelled = f_squared <= _CANCELLED * _largest_f_squared(crystal, instrument, s_squared)
+    present = ~(_absent(hkl, crystal) | cancelled)
+    hkl, s_squared, members, f_squared = (
+        values[present] for values in (hkl, s_squared, members, f_squared)
+    )
+    # The kernel's sets are those of the space group, or parts of them where the atoms break it a little.
     representatives, sets = np.unique(_representatives(hkl, crystal.rotations), axis=0, return_inverse=True)
     sets = sets.ravel()
-    # Only one of each Friedel pair is in hkl, so a set has twice as many members.
-    members = np.bincount(sets)
-    mean_f_squared = np.bincount(sets, f_squared) / members
-    # Atoms on special positions can cancel exactly: against their sum in phase, what is left is rounding.
-    in_phase = packed.atoms._replace(
-        positions=np.zeros_like(packed.atoms.positions),
-        group_scattering=np.abs(packed.atoms.group_scattering).astype(np.complex128),
-    )
-    limit = np.bincount(sets, powder.f_squared(hkl, s_squared, *in_phase)) / members
-    present = mean_f_squared > _CANCELLED * limit
-    mean_s = np.sqrt(np.bincount(sets, s_squared) / members)
-    theta = np.arcsin(np.minimum(mean_s * wavelength, 1.0))
-    intensity = 2 * members * mean_f_squared * powder.lorentz_factor(theta, instrument.probe == "xray")
+    multiplicity = np.bincount(sets, members)
+    mean_f_squared = np.bincount(sets, members * f_squared) / multiplicity
+    mean_s = np.sqrt(np.bincount(sets, members * s_squared) / multiplicity)
+    sine = np.minimum(mean_s * wavelength, 1.0)
+    intensity = multiplicity * mean_f_squared * lorentz_polarization(sine, instrument.polarization_ratio)
     found = [
         Reflection(
             (int(h), int(k), int(l)),
-            int(2 * members[i]),
+            int(multiplicity[i]),
             float(0.5 / mean_s[i]),
-            float(np.degrees(2 * theta[i])),
+            float(np.degrees(2 * np.arcsin(sine[i]))),
             float(mean_f_squared[i]),
             float(intensity[i]),
         )
         for i, (h, k, l) in enumerate(representatives)
-        if present[i]
     ]
     return sorted(found, key=lambda reflection: (reflection.two_theta, reflection.hkl))
+
+
+def lorentz_polarization(sine: NDArray[np.float64], ratio: float) -> NDArray[np.float64]:
+    """Lorentz and polarisation factors (1 + A cos²2θ)/((1 + A) sinθ sin2θ), shape of `sine`.
+
+    Parameters
+    ----------
+    sine : ndarray
+        Of θ.
+    ratio : float
+        A, see `Instrument.polarization_ratio`.
+    """
+    cosine_squared = (1 - 2 * sine * sine) ** 2  # of 2θ
+    return (1 + ratio * cosine_squared) / ((1 + ratio) * 2 * sine * sine * np.sqrt(1 - sine * sine))
+
+
+def _largest_f_squared(
+    crystal: Crystal, instrument: Instrument, s_squared: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Square of the sum of all amplitudes, were they in phase, shape (n,)."""
+    species = tuple(dict.fromkeys(crystal.species))
+    if instrument.probe == "xray":
+        a = form_factor_coefficients(species)
+        powers = np.einsum("st,nst->ns", a[:, :4], np.exp(-s_squared[:, None, None] * a[:, 4:8])) + a[:, 8]
+    else:
+        powers = np.tile(np.abs(scattering_lengths(species, instrument.scattering_table)), (len(s_squared), 1))
+    total = np.zeros(len(s_squared))
+    for name, occupancy, b_iso in zip(crystal.species, crystal.occupancy, crystal.b_iso, strict=True):
+        total += occupancy * powers[:, species.index(name)] * np.exp(-b_iso * s_squared)
+    return total**2
 
 
 def _absent(hkl: NDArray[np.int64], crystal: Crystal) -> NDArray[np.bool_]:

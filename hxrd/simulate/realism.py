@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hxrd.crystal.crystal import Crystal
-from hxrd.kernels import powder, profile
+from hxrd.kernels import profile
 from hxrd.models.preprocess import Grid, preprocess_batch
 from hxrd.physics.instrument import Instrument
-from hxrd.physics.packing import pack
-from hxrd.simulate.simulate import joined, kernel_grid, resolution_of
+from hxrd.simulate.simulate import conditions_of, kernel_grid, simulated
 
 Range = tuple[float, float]
 
@@ -123,6 +122,11 @@ class Measurement:
         """Shape (n_points,), degrees."""
         return self.grid.start + self.grid.step * np.arange(self.grid.n_points)
 
+    @property
+    def two_theta_range(self) -> tuple[float, float, float]:
+        """Start, stop and step in degrees."""
+        return self.grid.start, float(self.two_theta[-1]), self.grid.step
+
 
 def measured_like(
     crystals: list[Crystal],
@@ -165,18 +169,15 @@ def _group(
     clean = rng.random() < settings.clean_share
     measurement = _preset_measurement(instrument) if clean else _drawn_measurement(settings, rng)
     aluminium = [] if clean else [_aluminium()]
-    batch = joined([pack(crystal, instrument) for crystal in crystals + aluminium])
-    n_patterns = len(crystals) + len(aluminium)
-    resolutions = (
-        np.tile(np.array(resolution_of(instrument)), (n_patterns, 1))
-        if clean
-        else _drawn_resolutions(n_patterns, settings, rng)
-    )
-    shifts = np.zeros(n_patterns) if clean else _zero_shifts(n_patterns, settings, rng)
-    intensity = np.empty((n_patterns, measurement.grid.n_points), np.float32)
-    wavelengths = np.full(n_patterns, measurement.wavelength)
-    xray = instrument.probe == "xray"
-    powder.patterns_varied(batch, wavelengths, resolutions, shifts, measurement.grid, xray, intensity)
+    samples = crystals + aluminium
+    conditions = conditions_of(instrument, len(samples))
+    if not clean:
+        conditions.resolution[:, :6] = _drawn_resolutions(len(samples), settings, rng)
+        conditions.resolution[:, 6:] = 0
+        conditions.zero_shift[:] = _zero_shifts(len(samples), settings, rng)
+    conditions = conditions._replace(wavelengths=np.full((len(samples), 1, 2), (measurement.wavelength, 1.0)))
+    measured = msgspec.structs.replace(instrument, two_theta=measurement.two_theta_range)
+    intensity = simulated(samples, measured, conditions, threads=1).intensity
     if not clean:
         phases, can = intensity[:-1], intensity[-1]
         intensity = _with_foreign_lines(phases, can, measurement, settings, rng)

@@ -1,8 +1,8 @@
 """The AFLOW prototypes that pymatgen carries: ``prototypes``, without licence or network.
 
 Identifiers are AFLOW labels such as ``AB_cF8_225_a_b`` (rock salt); the second crystal with one label
-is ``LABEL#2``, and so on, in pymatgen's order. The cell is kept as pymatgen has it: AFLOW's primitive
-cell. Its peaks are those of the conventional cell, with |F|² smaller by the square of the number of
+is ``LABEL#2``, and so on, in pymatgen's order. The cell is kept as pymatgen has it, AFLOW's primitive
+cell, but for rounding in the fifth digit. Its peaks are those of the conventional cell, with |F|² smaller by the square of the number of
 lattice points; relative intensities are the same.
 
 Hicks et al. (2019), *Comput. Mater. Sci.* 161, S1–S1011; Mehl et al. (2017), *ibid.* 136, S1–S828.
@@ -20,7 +20,7 @@ import numpy as np
 
 from hxrd.crystal.crystal import Crystal, checked
 from hxrd.crystal.species import normalized_species
-from hxrd.crystal.symmetry import enantiomorph, find_symmetry
+from hxrd.crystal.symmetry import enantiomorph, find_symmetry, symmetrized
 from hxrd.errors import HxrdError
 from hxrd.sources.source import UnknownIdentifier
 
@@ -106,5 +106,5 @@ def _with_label_group(crystal: Crystal, number: int) -> Crystal:
     for tolerance in _TOLERANCES:
         symmetric = find_symmetry(crystal, tolerance)
         if symmetric.space_group in (number, enantiomorph(number)):
-            return symmetric
+            return symmetrized(symmetric)
     return find_symmetry(crystal, _TOLERANCES[0])

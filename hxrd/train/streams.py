@@ -17,12 +17,10 @@ from hxrd.archive.reader import Archive, open_archive
 from hxrd.archive.schema import GOOD
 from hxrd.crystal.crystal import Crystal
 from hxrd.errors import InputError, Rejected
-from hxrd.kernels import powder
 from hxrd.models.preprocess import Grid, preprocess_batch
 from hxrd.physics.instrument import Instrument
-from hxrd.physics.packing import pack
 from hxrd.simulate.realism import RealismSettings, measured_like
-from hxrd.simulate.simulate import joined, kernel_grid, resolution_of, simulate_patterns
+from hxrd.simulate.simulate import simulate_patterns
 from hxrd.simulate.templates import TemplateSampler, TemplateSettings, templates_from
 
 _CHUNKS_AHEAD = 3  # at least; more where more workers are to be kept busy
@@ -146,7 +144,7 @@ class CrystalStream:
         """Simulate varied crystals."""
         crystals = [self._drawn(epoch, int(number)) for number in numbers]
         if self._spec.realism is None:
-            return simulated(crystals, self.instrument)
+            return simulate_patterns(crystals, self.instrument, threads=1)[0]  # a worker takes one core
         rng = np.random.default_rng([self._spec.seed, 1, epoch + 1, int(numbers[0])])
         return measured_like(crystals, self.instrument, self._spec.realism, self._target, rng)
 
@@ -154,24 +152,6 @@ class CrystalStream:
         if self._sampler is None:
             return self._crystals[number]
         return self._sampler.draw(number, np.random.default_rng([self._spec.seed, 0, epoch + 1, number]))
-
-
-def simulated(crystals: list[Crystal], instrument: Instrument) -> NDArray[np.float32]:
-    """Simulate on the calling thread, so that a worker takes one core (a multiplet: on all threads)."""
-    if len(instrument.wavelengths) > 1:
-        return simulate_patterns(crystals, instrument)[0]
-    grid = kernel_grid(instrument)
-    out = np.empty((len(crystals), grid.n_points), np.float32)
-    powder.patterns_varied(
-        joined([pack(crystal, instrument) for crystal in crystals]),
-        np.full(len(crystals), instrument.wavelength),
-        np.tile(np.array(resolution_of(instrument)), (len(crystals), 1)),
-        np.zeros(len(crystals)),
-        grid,
-        instrument.probe == "xray",
-        out,
-    )
-    return out
 
 
 def _instrument_of(archive: Archive) -> Instrument:
