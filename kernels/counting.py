@@ -216,12 +216,17 @@ def _mark_measured(pattern, hidden, least_left, measured):
     return True
 
 
-@compiled_fastmath
+@compiled
 def _largest(values):
-    top = np.float32(0.0)
-    for value in values:
-        top = value if value > top else top
-    return top
+    """Largest of numbers that are not negative: their bits, taken as integers, are in the same order.
+
+    Integers become vector code, floats (which may be NaN) would not: a tenth of the time.
+    """
+    bits = values.view(np.int32)
+    top = np.zeros(1, np.int32)
+    for i in range(len(bits)):
+        top[0] = max(top[0], bits[i])
+    return top.view(np.float32)[0]
 
 
 @compiled_fastmath

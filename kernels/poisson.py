@@ -186,8 +186,10 @@ def _count_large(expected, scale, key, first, words, out):
 def _remainder(mean, word):
     """Poisson number of a mean below 1 / `_TABLES_PER_COUNT`, by inversion without a branch."""
     u = np.float64(np.int64(word >> np.uint64(11))) * 2.0**-53
-    # e^−δ to 3e-10 by its Taylor series, as δ < ¼
-    series = 1.0 - mean / 5.0 * (1.0 - mean / 6.0 * (1.0 - mean / 7.0))
+    # e^−δ to 3e-13 by its Taylor series, as δ < ¼
+    series = 1.0 - mean / 5.0 * (
+        1.0 - mean / 6.0 * (1.0 - mean / 7.0 * (1.0 - mean / 8.0 * (1.0 - mean / 9.0)))
+    )
     share = 1.0 - mean * (1.0 - mean / 2.0 * (1.0 - mean / 3.0 * (1.0 - mean / 4.0 * series)))
     below, count = share, 0.0
     for k in range(1, _REMAINDER_TERMS + 1):
