@@ -7,14 +7,9 @@ their position in it, never on other rows or on how rows are shared out among th
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from hxrd.kernels.compiled import compiled, compiled_inline
-
-# Without the test for a zero divisor, which would keep a loop from becoming vector code.
-_vector = njit(cache=True, nogil=True, error_model="numpy")
-_vector_inline = njit(cache=True, nogil=True, error_model="numpy", inline="always")
+from hxrd.kernels.compiled import compiled
 
 # Steele, Lea & Flood (2014), OOPSLA, Fig. 17 (SplitMix64): the increment and the mixing function.
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
@@ -85,7 +80,7 @@ _QUANTILE_0, _QUANTILE_1, _QUANTILE_2 = _normal_quantiles()
 _TAIL = _tail_quantiles()
 
 
-@compiled_inline
+@compiled
 def _mixed(state):
     state = (state ^ (state >> np.uint64(30))) * _MULTIPLIER_1
     state = (state ^ (state >> np.uint64(27))) * _MULTIPLIER_2
@@ -98,7 +93,7 @@ def stream_key(seed, stream):
     return _mixed(_mixed(seed + _GAMMA) ^ ((np.uint64(stream) + np.uint64(1)) * _MULTIPLIER_2))
 
 
-@compiled_inline
+@compiled
 def _word(key, position):
     """Return the 64 random bits at a position of a stream."""
     return _mixed(key + np.uint64(position) * _GAMMA)
@@ -139,7 +134,7 @@ def uniforms_at(seeds, stream, positions, out):
         out[i] = (np.float64(word >> np.uint64(12)) + 0.5) * 2.0**-52
 
 
-@_vector_inline
+@compiled
 def _normal(word):
     """Return the normal number that 64 random bits stand for: its sign, a cell of u, the place in it."""
     cell = (word >> np.uint64(53)) & np.uint64(_CELLS - 1)
@@ -148,7 +143,7 @@ def _normal(word):
     return -value if word >> np.uint64(63) else value
 
 
-@_vector
+@compiled
 def _normal_in_tail(word):
     """Return the same for a word whose cell is one of the first `_TAIL_CELLS`."""
     u = (np.float64(np.int64(word & np.uint64(0x7FFFFFFFFFFFFFFF))) + 0.5) * 2.0**-64
@@ -158,7 +153,7 @@ def _normal_in_tail(word):
     return -value if word >> np.uint64(63) else value
 
 
-@_vector_inline
+@compiled
 def _poisson_at_quantile(mean, w):
     """Poisson number at the quantile of a normal number w, for a mean of at least `EXACT_BELOW`."""
     root = math.sqrt(mean)
@@ -168,7 +163,7 @@ def _poisson_at_quantile(mean, w):
     return math.floor(mean + root * w + (1.0 / 3.0 + square / 6.0) + correction / root)
 
 
-@_vector
+@compiled
 def _count_large(expected, scale, key, first, words, out):
     """Counts of a block of points, right where the mean is at least `EXACT_BELOW`."""
     for i in range(len(expected)):
@@ -182,7 +177,7 @@ def _count_large(expected, scale, key, first, words, out):
             out[i] = _poisson_at_quantile(mean, _normal_in_tail(words[i]))
 
 
-@_vector_inline
+@compiled
 def _remainder(mean, word):
     """Poisson number of a mean below 1 / `_TABLES_PER_COUNT`, by inversion without a branch."""
     u = np.float64(np.int64(word >> np.uint64(11))) * 2.0**-53
@@ -199,7 +194,7 @@ def _remainder(mean, word):
     return count
 
 
-@_vector
+@compiled
 def _count_small(expected, scale, key, first, out):
     """Counts of a block of points where the mean is below `EXACT_BELOW`; the others are left alone.
 
@@ -236,7 +231,7 @@ def count(expected, seeds, stream, out):
         count_row(expected[row], 1.0, stream_key(seeds[row], stream), out[row])
 
 
-@_vector
+@compiled
 def count_row(expected, scale, key, out):
     """Draw the counts of one row."""
     words = np.empty(_BLOCK, np.uint64)
