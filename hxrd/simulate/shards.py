@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from hxrd.archive import ArchiveWriter, schema
 from hxrd.crystal.crystal import Crystal
 from hxrd.errors import Rejected
-from hxrd.simulate.augment import augmented
 from hxrd.simulate.augmentation import Augmentation
 from hxrd.simulate.plan import Plan
 from hxrd.simulate.simulate import simulate_patterns
@@ -156,6 +155,8 @@ class _Shard:
         augmentation: Augmentation,
         threads: int | None,
     ) -> tuple[NDArray[np.float32], list[str | None]]:
+        from hxrd.simulate.augment import augmented  # imports half of scipy
+
         seeds = row_seeds(self._plan.seed, self.rows.start + where)
         made = augmented(crystals, self._plan.instrument, augmentation, seeds, threads=threads)
         if "impurity_id" in self._optional:
