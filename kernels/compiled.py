@@ -26,11 +26,12 @@ def _forget_stale_code() -> None:
 
 _forget_stale_code()
 
-compiled = njit(cache=True, nogil=True)
-"""Decorator of every kernel."""
+compiled = njit(cache=True, nogil=True, error_model="numpy")
+"""Decorator of every kernel; divisions are not checked for zero."""
 
-compiled_fastmath = njit(cache=True, nogil=True, fastmath=True)
-"""Decorator of inner loops whose sums may be taken in any order, so that they become vector code."""
+compiled_fastmath = njit(cache=True, nogil=True, error_model="numpy", fastmath=True)
+"""Decorator of inner loops that are to become vector code: their sums may be taken in any order.
 
-compiled_inline = njit(cache=True, nogil=True, inline="always")
-"""Decorator of small helpers of such loops."""
+What keeps such a loop from it: an index of the form `array[first + i]` (take a slice before the loop), `min`
+and `max` of floats (write `a if a < b else b`), and a Python float among single-precision numbers.
+"""

@@ -279,7 +279,7 @@ def _add_lines(canvas, grid, s_squared, strength, n, wavelength, weight, conditi
         cosine = math.sqrt(1 - sine * sine)
         two_theta = math.degrees(2 * math.asin(sine))
         centre = two_theta + zero_shift + displacement * cosine
-        if not grid.start - 1e-9 <= centre <= stop + 1e-9:
+        if not grid.start <= centre <= stop:
             continue
         area = weight * strength[i] * lorentz_polarization(sine, cosine, polarization)
         if mu_r > 0:

@@ -27,6 +27,11 @@ _ALLOWED_PROBES = 3
 _FEW_ROTATIONS = 8  # up to here every allowed probe is tried, beyond the first alone
 
 
+# cos 2πx = Σ c x²ⁿ and sin 2πx = x Σ s x²ⁿ, for |x| ≤ ½
+_COSINE = tuple((-1) ** n * (2 * math.pi) ** (2 * n) / math.factorial(2 * n) for n in range(13))
+_SINE = tuple((-1) ** n * (2 * math.pi) ** (2 * n + 1) / math.factorial(2 * n + 1) for n in range(13))
+
+
 class Workspace(NamedTuple):
     """Room for one crystal at a time.
 
@@ -142,7 +147,7 @@ def reduced(cell, positions, marks, rotations, translations, tolerance, work):
     metric = direct_metric(cell)
     if not (
         _average_metric(metric, n_rotations, tolerance, work)
-        and _obeyed(positions, marks, n_rotations, n_centrings, tolerance, work)
+        and _obeyed(marks, n_rotations, n_centrings, tolerance, work)
     ):
         n_rotations = n_centrings = 1
     if n_centrings > 1:
@@ -165,7 +170,13 @@ def reduced(cell, positions, marks, rotations, translations, tolerance, work):
     if centre >= 0:
         _move_origin(centre, n_rotations, n_sites, work)
         _keep_half(n_sites, work)
-    return inverse(_product(_product(basis.T.copy(), metric), basis)), basis, n_rotations, n_centrings, centre >= 0
+    return (
+        inverse(_product(_product(basis.T.copy(), metric), basis)),
+        basis,
+        n_rotations,
+        n_centrings,
+        centre >= 0,
+    )
 
 
 @compiled
@@ -261,33 +272,34 @@ def _average_metric(metric, n_rotations, tolerance, work):
 
 
 @compiled_fastmath
-def _structure_factor(h, k, l, positions, marks):
-    """Σ mark exp 2πi(hx + ky + lz) by a series that becomes vector code."""
+def _structure_factor(h, k, l, x, y, z, marks):
+    """Σ mark exp 2πi(hx + ky + lz), by series (to 1e-11) that become vector code."""
     real = imaginary = 0.0
     for site in range(len(marks)):
-        turns = h * positions[site, 0] + k * positions[site, 1] + l * positions[site, 2]
+        turns = h * x[site] + k * y[site] + l * z[site]
         turns -= np.floor(turns + 0.5)
-        angle = 2 * math.pi * turns
-        y = angle * angle
-        cosine = 1 - y / 2 * (1 - y / 12 * (1 - y / 30 * (1 - y / 56 * (1 - y / 90 * (1 - y / 132 * (
-            1 - y / 182 * (1 - y / 240 * (1 - y / 306 * (1 - y / 380 * (1 - y / 462))))))))))  # fmt: skip
-        sine = angle * (1 - y / 6 * (1 - y / 20 * (1 - y / 42 * (1 - y / 72 * (1 - y / 110 * (1 - y / 156 * (
-            1 - y / 210 * (1 - y / 272 * (1 - y / 342 * (1 - y / 420 * (1 - y / 506)))))))))))  # fmt: skip
+        q = turns * turns
+        cosine, sine = _COSINE[12], _SINE[12]
+        for term in range(11, -1, -1):
+            cosine = _COSINE[term] + q * cosine
+            sine = _SINE[term] + q * sine
         real += marks[site] * cosine
-        imaginary += marks[site] * sine
+        imaginary += marks[site] * turns * sine
     return real, imaginary
 
 
 @compiled
-def _obeyed(positions, marks, n_rotations, n_centrings, tolerance, work):
+def _obeyed(marks, n_rotations, n_centrings, tolerance, work):
     """Whether F(hR) = F(h) exp(−2πi h·t) for every operation: do the atoms obey them?"""
     if n_rotations == 1 and n_centrings == 1:
         return True
     tolerance = tolerance * marks.max()
+    n_sites = len(marks)
+    x, y, z = work.positions[0, :n_sites], work.positions[1, :n_sites], work.positions[2, :n_sites]
     n_probes = len(_PROBES) if n_centrings > 1 else _ALLOWED_PROBES
     for probe in range(n_probes):
         h, k, l = _PROBES[probe, 0], _PROBES[probe, 1], _PROBES[probe, 2]
-        real, imaginary = _structure_factor(h, k, l, positions, marks)
+        real, imaginary = _structure_factor(h, k, l, x, y, z, marks)
         for index in range(1, n_centrings):
             shift = work.centrings[index]
             turns = h * shift[0] + k * shift[1] + l * shift[2]
@@ -302,7 +314,9 @@ def _obeyed(positions, marks, n_rotations, n_centrings, tolerance, work):
                 h * r[0, 0] + k * r[1, 0] + l * r[2, 0],
                 h * r[0, 1] + k * r[1, 1] + l * r[2, 1],
                 h * r[0, 2] + k * r[1, 2] + l * r[2, 2],
-                positions,
+                x,
+                y,
+                z,
                 marks,
             )
             angle = -2 * math.pi * (h * shift[0] + k * shift[1] + l * shift[2])

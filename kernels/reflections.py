@@ -241,5 +241,3 @@ def fill_columns(metric, s_low, s_high, bounds, sizes, n_rotations, translations
                         break
             if allowed:
                 columns.multiplicity[place] = n_rotations / (1 + n_active)
-
-

@@ -15,6 +15,9 @@ from hxrd.kernels.compiled import compiled, compiled_fastmath
 from hxrd.kernels.reflections import LANES
 
 
+_C2, _C3, _C4, _C5, _C6, _C7, _C8 = ((-1) ** n / math.factorial(n) for n in range(2, 9))
+
+
 class Tables(NamedTuple):
     """Room for the phases and factors of one crystal.
 
@@ -156,104 +159,120 @@ def _row_length(limit):
 
 
 @compiled_fastmath
-def _add_exponential(s_squared, n, coefficient, decay, out, start):
+def _add_exponential(s_squared, coefficient, decay, out):
     """Add coefficient · exp(−decay · s²), by a series that becomes vector code (relative error < 1e-12)."""
-    for i in range(n):
-        x = min(decay * s_squared[i], 150.0) * (1 / 256)
-        e = 1 - x * (1 - x / 2 * (1 - x / 3 * (1 - x / 4 * (1 - x / 5 * (1 - x / 6 * (1 - x / 7 * (1 - x / 8 * (
-            1 - x / 9 * (1 - x / 10)))))))))  # fmt: skip
-        e *= e
-        e *= e
-        e *= e
-        e *= e
-        e *= e
-        e *= e
-        e *= e
-        e *= e
-        out[start + i] += coefficient * e
-
-
-@compiled_fastmath
-def _scale_exponential(s_squared, n, decay, out, start):
-    for i in range(n):
-        x = min(decay * s_squared[i], 150.0) * (1 / 256)
-        e = 1 - x * (1 - x / 2 * (1 - x / 3 * (1 - x / 4 * (1 - x / 5 * (1 - x / 6 * (1 - x / 7 * (1 - x / 8 * (
-            1 - x / 9 * (1 - x / 10)))))))))  # fmt: skip
-        e *= e
-        e *= e
-        e *= e
-        e *= e
-        e *= e
-        e *= e
-        e *= e
-        e *= e
-        out[start + i] *= e
+    for i in range(len(out)):
+        x = decay * s_squared[i]
+        x = (x if x < 150.0 else 150.0) * (1 / 256)
+        e = 1 + x * (-1 + x * (_C2 + x * (_C3 + x * (_C4 + x * (_C5 + x * (_C6 + x * (_C7 + x * _C8)))))))
+        e = e * e
+        e = e * e
+        e = e * e
+        e = e * e
+        e = e * e
+        e = e * e
+        e = e * e
+        e = e * e
+        out[i] += coefficient * e
 
 
 @compiled
 def _fill_factors(s_squared, n_places, n_groups, form_factor, is_xray, tables):
     """Form factor times exp(−B s²) of each group at each reflection."""
+    s_squared = s_squared[:n_places]
     for group in range(n_groups):
-        start = group * n_places
+        factors = tables.factors[group * n_places : (group + 1) * n_places]
+        b_iso = tables.group_b_iso[group]
         if is_xray:
+            # exp(−b s²) exp(−B s²) is one exponential.
             a = form_factor[tables.group_kind[group]]
-            tables.factors[start : start + n_places] = a[8]
+            factors[:] = 0.0
             for term in range(4):
-                _add_exponential(s_squared, n_places, a[term], a[4 + term], tables.factors, start)
+                _add_exponential(s_squared, a[term], a[4 + term] + b_iso, factors)
+            _add_exponential(s_squared, a[8], b_iso, factors)
         else:
-            tables.factors[start : start + n_places] = 1.0
-        if tables.group_b_iso[group] != 0:
-            _scale_exponential(s_squared, n_places, tables.group_b_iso[group], tables.factors, start)
+            factors[:] = 0.0
+            _add_exponential(s_squared, 1.0, b_iso, factors)
 
 
 @compiled_fastmath
-def _add_sites(plane, first, last, phases, start, half, row, n, cosine_sum, sine_sum, is_centric):
-    """Add the sites first…last of one group to its cosine (and sine) sums along l."""
-    for j in range(n):
-        cosine_sum[j] = 0.0
-        sine_sum[j] = 0.0
-    if is_centric:
-        for i in range(first, last):
-            a, b = plane[0, i], plane[1, i]
-            cosines, sines = start + i * row, half + start + i * row
-            for j in range(n):
-                cosine_sum[j] += a * phases[cosines + j] - b * phases[sines + j]
-        return
+def _add_site(a, b, cosines, sines, cosine_sum, sine_sum):
+    for j in range(len(cosine_sum)):
+        cosine_sum[j] += a * cosines[j] - b * sines[j]
+        sine_sum[j] += a * sines[j] + b * cosines[j]
+
+
+@compiled_fastmath
+def _add_centric_site(a, b, cosines, sines, cosine_sum):
+    for j in range(len(cosine_sum)):
+        cosine_sum[j] += a * cosines[j] - b * sines[j]
+
+
+@compiled
+def _add_sites(plane, first, last, phases, start, half, row, cosine_sum, sine_sum, is_centric):
+    """Set the cosine (and sine) sums along l to those of the sites first…last, one group."""
+    n = len(cosine_sum)
+    cosine_sum[:] = 0.0
+    sine_sum[:] = 0.0
     for i in range(first, last):
         a, b = plane[0, i], plane[1, i]
-        cosines, sines = start + i * row, half + start + i * row
-        for j in range(n):
-            c, s = phases[cosines + j], phases[sines + j]
-            cosine_sum[j] += a * c - b * s
-            sine_sum[j] += a * s + b * c
+        begin = start + i * row
+        cosines, sines = phases[begin : begin + n], phases[half + begin : half + begin + n]
+        if is_centric:
+            _add_centric_site(a, b, cosines, sines, cosine_sum)
+        else:
+            _add_site(a, b, cosines, sines, cosine_sum, sine_sum)
 
 
 @compiled_fastmath
+def _multiply(a, b, c, d, sign, real, imaginary):
+    for i in range(len(real)):
+        real[i] = a[i] * c[i] - sign * b[i] * d[i]
+        imaginary[i] = sign * a[i] * d[i] + b[i] * c[i]
+
+
+@compiled
 def _set_plane(plane, phases, h_row, k_row, half, n_used, sign):
-    for i in range(n_used):
-        a, b = phases[h_row + i], phases[half + h_row + i]
-        c, d = phases[k_row + i], sign * phases[half + k_row + i]
-        plane[0, i] = a * c - b * d
-        plane[1, i] = a * d + b * c
+    """exp 2πi(hx + ky) of every site."""
+    _multiply(
+        phases[h_row : h_row + n_used],
+        phases[half + h_row : half + h_row + n_used],
+        phases[k_row : k_row + n_used],
+        phases[half + k_row : half + k_row + n_used],
+        sign,
+        plane[0, :n_used],
+        plane[1, :n_used],
+    )
 
 
 @compiled_fastmath
-def _weigh(sums, factors, start, n):
-    for j in range(n):
-        factor = factors[start + j]
-        sums[2, j] += factor * sums[0, j]
-        sums[3, j] += factor * sums[1, j]
+def _add_weighed(factors, cosine_sum, sine_sum, cosine_total, sine_total):
+    for j in range(len(factors)):
+        cosine_total[j] += factors[j] * cosine_sum[j]
+        sine_total[j] += factors[j] * sine_sum[j]
 
 
 @compiled_fastmath
-def _add_squares(sums, out, start, n):
-    for j in range(n):
-        out[start + j] += sums[2, j] * sums[2, j] + sums[3, j] * sums[3, j]
+def _add_squares(cosine_total, sine_total, out):
+    for j in range(len(out)):
+        out[j] += cosine_total[j] * cosine_total[j] + sine_total[j] * sine_total[j]
 
 
 @compiled
 def add_f_squared(
-    positions, weight, amplitudes, kind, b_iso, form_factor, is_xray, is_centric, limits, columns, n, tables, out
+    positions,
+    weight,
+    amplitudes,
+    kind,
+    b_iso,
+    form_factor,
+    is_xray,
+    is_centric,
+    limits,
+    columns,
+    n,
+    tables,
+    out,
 ):
     """Add |Σ amplitude · f exp(−B s²) exp 2πi(hx + ky + lz)|² of every reflection to `out`.
 
@@ -300,18 +319,22 @@ def add_f_squared(
         k_row = k_start + abs(k) * n_used
         _set_plane(plane, tables.phases, h * n_used, k_row, half, n_used, 1.0 if k >= 0 else -1.0)
         start = l_start + columns.first_l[column] + limits[2]
+        cosine_total, sine_total = sums[2, :length], sums[3, :length]
         if flat:
             _add_sites(
-                plane, 0, n_used, tables.phases, start, half, row, length, sums[2], sums[3], is_centric
+                plane, 0, n_used, tables.phases, start, half, row, cosine_total, sine_total, is_centric
             )
         else:
-            sums[2, :length] = 0.0
-            sums[3, :length] = 0.0
+            cosine_total[:] = 0.0
+            sine_total[:] = 0.0
+            cosine_sum, sine_sum = sums[0, :length], sums[1, :length]
             for group in range(n_groups):
                 first, last = tables.group_start[group], tables.group_start[group + 1]
                 _add_sites(
-                    plane, first, last, tables.phases, start, half, row, length, sums[0], sums[1], is_centric
+                    plane, first, last, tables.phases, start, half, row, cosine_sum, sine_sum, is_centric
                 )
-                _weigh(sums, tables.factors, group * n_places + offset, length)
-        _add_squares(sums, out, offset, length)
+                begin = group * n_places + offset
+                factors = tables.factors[begin : begin + length]
+                _add_weighed(factors, cosine_sum, sine_sum, cosine_total, sine_total)
+        _add_squares(cosine_total, sine_total, out[offset : offset + length])
     return tables

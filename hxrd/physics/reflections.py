@@ -69,9 +69,7 @@ def peaks(crystal: Crystal, instrument: Instrument) -> list[Reflection]:
     # Atoms on special positions can cancel exactly: against their sum in phase, what is left is rounding.
     cancelled = f_squared <= _CANCELLED * _largest_f_squared(crystal, instrument, s_squared)
     present = ~(_absent(hkl, crystal) | cancelled)
-    hkl, s_squared, members, f_squared = (
-        values[present] for values in (hkl, s_squared, members, f_squared)
-    )
+    hkl, s_squared, members, f_squared = (values[present] for values in (hkl, s_squared, members, f_squared))
     # The kernel's sets are those of the space group, or parts of them where the atoms break it a little.
     representatives, sets = np.unique(_representatives(hkl, crystal.rotations), axis=0, return_inverse=True)
     sets = sets.ravel()
@@ -117,7 +115,9 @@ def _largest_f_squared(
         a = form_factor_coefficients(species)
         powers = np.einsum("st,nst->ns", a[:, :4], np.exp(-s_squared[:, None, None] * a[:, 4:8])) + a[:, 8]
     else:
-        powers = np.tile(np.abs(scattering_lengths(species, instrument.scattering_table)), (len(s_squared), 1))
+        powers = np.tile(
+            np.abs(scattering_lengths(species, instrument.scattering_table)), (len(s_squared), 1)
+        )
     total = np.zeros(len(s_squared))
     for name, occupancy, b_iso in zip(crystal.species, crystal.occupancy, crystal.b_iso, strict=True):
         total += occupancy * powers[:, species.index(name)] * np.exp(-b_iso * s_squared)
