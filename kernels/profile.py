@@ -189,7 +189,7 @@ def _set_nodes(two_theta, fwhm, resolution, canvas):
 
 @compiled_fastmath
 def _add_near(pattern, ramp, offset, gauss, lorentz, fwhm):
-    """Add Gaussian and Lorentzian at ramp + offset: exp(−t) is the 16th power of a series for t/16, t ≤ 16."""
+    """Add Gaussian and Lorentzian at ramp + offset: exp(−t) is a series for t/16, to the 16th."""
     gauss, lorentz, offset = np.float32(gauss), np.float32(lorentz), np.float32(offset)
     narrow, wide, one = np.float32(4 * _LN2 / fwhm**2 / 16), np.float32(4 / fwhm**2), np.float32(1)
     for i in range(len(pattern)):
@@ -230,7 +230,7 @@ def add_peak(canvas, grid, centre, area, fwhm, eta, resolution, asymmetry_at):
         2θ in degrees where it appears.
     area, fwhm, eta : float
     resolution : Resolution
-        For the asymmetry: the kernel (√(tail/ε) − 1)/|tail| for ε from 0 to tail, or Finger, Cox & Jephcoat's.
+        For the asymmetry: (√(tail/ε) − 1)/|tail| for ε from 0 to tail, or Finger, Cox & Jephcoat's.
     asymmetry_at : float
         2θ of the reflection in degrees, from which the asymmetry follows.
     """
