@@ -19,7 +19,8 @@ Source: Finger, Cox & Jephcoat (1994), *J. Appl. Cryst.* **27**, 892–900.
 import math
 
 import numpy as np
-from numba import njit
+
+from hxrd.kernels.compiled import compiled
 
 _LARGEST_RULE = 24  # nodes of one Gauss–Legendre rule; more nodes make several panels
 _NARROW = 1e-9  # degrees; a shorter tail is none
@@ -39,7 +40,7 @@ def _gauss_legendre_rules():
 _NODES, _WEIGHTS = _gauss_legendre_rules()
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _shift_at(sine, cosine, sin_t):
     """How far below 2θ (degrees, positive) the cone is seen at height h = tan 2θ sin t, for 2θ ≤ 90°.
 
@@ -53,13 +54,13 @@ def _shift_at(sine, cosine, sin_t):
     return math.degrees(math.atan2(difference, cosine * cos_phi + sine * sin_phi))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _reach(sine, cosine, height):
     """The sine of t where the cone leaves a height (of the radius), or closes on the beam below it."""
     return min(1.0, height * cosine / sine)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def axial_span(two_theta, sample_half_height, detector_half_height):
     """Tell how far the asymmetry carries intensity away from 2θ, at most.
 
@@ -80,7 +81,7 @@ def axial_span(two_theta, sample_half_height, detector_half_height):
     return -span if two_theta < 90.0 else span
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _fill_piece(first, end, start, stop, total, flat, sine, cosine, sign, shifts, weights):
     """Nodes `first` to `end` over t from `start` to `stop`; `total` is H + S.
 
@@ -106,7 +107,7 @@ def _fill_piece(first, end, start, stop, total, flat, sine, cosine, sign, shifts
     return added
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def axial_nodes(two_theta, sample_half_height, detector_half_height, n, shifts, weights):
     """Fill a rule of n nodes for the convolution with the asymmetry: Σ weight · f(x − shift).
 

@@ -3,7 +3,8 @@
 import math
 
 import numpy as np
-from numba import njit
+
+from hxrd.kernels.compiled import compiled
 
 LARGEST_MU_R = 10.0
 # −ln(transmission)/μR of a cylinder as a double Chebyshev series over x = 1.8 μR/(μR + 8), one row a degree,
@@ -30,7 +31,7 @@ _CYLINDER = 1e-6 * np.array([
 CYLINDER_TERMS = _CYLINDER.shape[1]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def lorentz_polarization(sin_theta, cos_theta, ratio):
     """Lorentz and polarisation factors of a powder: (1 + A cos² 2θ)/((1 + A) sin θ sin 2θ).
 
@@ -46,7 +47,7 @@ def lorentz_polarization(sin_theta, cos_theta, ratio):
     return polarization / (2.0 * sin_theta * sin_theta * cos_theta)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def march_dollase(cos_squared, r):
     """Weight of a reflection in a textured sample of rotational symmetry: (r² cos² α + sin² α/r)^(−3/2).
 
@@ -64,7 +65,7 @@ def march_dollase(cos_squared, r):
     return 1.0 / (x * math.sqrt(x))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def cylinder_series(mu_r, series):
     """Prepare `cylinder_transmission` for all lines of one sample.
 
@@ -84,7 +85,7 @@ def cylinder_series(mu_r, series):
             last, before = 2.0 * x * last - before, last
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def cylinder_transmission(series, theta):
     """Part of a diffracted beam that leaves a fully bathed cylinder (Debye–Scherrer geometry), 0 to 1.
 

@@ -182,7 +182,9 @@ def test_oracle_absorption_of_the_straight_beam(mu_r):
 
 INSTRUMENTS = {
     "BT-1": load_instrument("bt1-cu311"),
-    "ECHIDNA": load_instrument("echidna"),
+    "equal heights": msgspec.structs.replace(
+        load_instrument("echidna"), sample_half_height=0.08, detector_half_height=0.08
+    ),
     "sharp, tall": with_heights(0.05, 0.02, caglioti_u=0.01, caglioti_w=0.01, two_theta=(2.0, 178.0, 0.05)),
     "monochromator": MONOCHROMATED,
     "synchrotron": msgspec.structs.replace(

@@ -85,6 +85,8 @@ def test_a_preset_simulates_a_crystal(name: str) -> None:
         ("bt1-cu311", 121.95, 0.486),
         ("bt1-ge311", 31.1, 0.243),  # Lu(Fe,Mn)O3 measured on BT-1
         ("hrpt", 66.4, 0.334),  # La0.5Ba0.5CoO3 measured on HRPT
+        ("echidna", 71.7, 0.535),  # LaB6 measured on ECHIDNA
+        ("echidna", 126.8, 0.351),
         ("cu-ka", 43.51, 0.0665),  # LaB6 measured at NIST
         ("cu-ka", 107.75, 0.0946),
     ],
