@@ -161,7 +161,7 @@ def _set_simple_nodes(tail, length, canvas):
 
 
 @compiled
-def _set_nodes(two_theta, fwhm, resolution, canvas):
+def _set_nodes(two_theta, fwhm, eta, resolution, canvas):
     """Write the nodes of a peak's asymmetry; return their number, its end, mean and variance."""
     if resolution.axial_divergence > 0:
         tail = -0.5 * math.degrees(resolution.axial_divergence**2) / math.tan(math.radians(two_theta))
@@ -169,7 +169,8 @@ def _set_nodes(two_theta, fwhm, resolution, canvas):
         return n_nodes, tail, tail * _KERNEL_MEAN, tail * tail * _KERNEL_VARIANCE
     if resolution.sample_half_height + resolution.detector_half_height > 0:
         tail = axial_span(two_theta, resolution.sample_half_height, resolution.detector_half_height)
-        n_nodes = min(MOST_NODES, 6 + int(5 * abs(tail) / fwhm))
+        length = abs(tail) / fwhm
+        n_nodes = 4 if length < 0.03 else min(MOST_NODES, 6 + int((4 + 4 * eta) * length))
         axial_nodes(
             two_theta,
             resolution.sample_half_height,
@@ -234,7 +235,7 @@ def add_peak(canvas, grid, centre, area, fwhm, eta, resolution, asymmetry_at):
     asymmetry_at : float
         2θ of the reflection in degrees, from which the asymmetry follows.
     """
-    n_nodes, tail, mean, variance = _set_nodes(asymmetry_at, fwhm, resolution, canvas)
+    n_nodes, tail, mean, variance = _set_nodes(asymmetry_at, fwhm, eta, resolution, canvas)
     reach = _reach(fwhm, eta)
     first = max(0, math.ceil((centre + min(0.0, tail) - reach - grid.start) / grid.step - 1e-9))
     last = min(

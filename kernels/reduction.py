@@ -150,6 +150,7 @@ def reduced(cell, positions, marks, rotations, translations, tolerance, work):
         and _obeyed(marks, n_rotations, n_centrings, tolerance, work)
     ):
         n_rotations = n_centrings = 1
+        metric = direct_metric(cell)
     if n_centrings > 1:
         finer = _primitive_basis(basis, n_centrings, work)
         if abs(_determinant(finer)) * n_centrings > 1.001 or not _keep_one_of_each(
@@ -160,6 +161,7 @@ def reduced(cell, positions, marks, rotations, translations, tolerance, work):
             basis = finer
     if not _change_basis(basis, n_rotations, n_sites, work):
         n_rotations = n_centrings = 1
+        metric = direct_metric(cell)
         work.weight[:n_sites] = 1.0
         basis = _inner_axis_last(cell)
         for site in range(n_sites):

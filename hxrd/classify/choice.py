@@ -10,7 +10,7 @@ from hxrd.classify.inputs import ArchiveInput, Concatenation, PatternInput
 from hxrd.errors import InputError, UsageError
 from hxrd.models.preprocess import Grid
 from hxrd.models.registry import ModelEntry, ModelMetadata, list_models
-from hxrd.physics.instrument import load_instrument, preset_names
+from hxrd.physics.instrument import Instrument, load_instrument, preset_names
 
 AUTO = "auto"
 CLEAN, REALISTIC = "neutron-clean", "neutron"  # for simulated patterns as they come, and for all others
@@ -103,7 +103,10 @@ def _is_preset(provenance: Mapping[str, Any], name: str) -> bool:
     """Tell whether an archive was simulated with the peak shape and table of a preset, whatever its name."""
     if name not in preset_names():
         return False
-    preset = msgspec.to_builtins(load_instrument(name))
-    settings = provenance.get("instrument_settings", {})
-    shape = preset.keys() - {"name", "description", "source", "wavelengths", "two_theta"}
-    return all(settings.get(key) == preset[key] for key in shape)
+    try:
+        settings = msgspec.convert(provenance.get("instrument_settings"), Instrument)
+    except msgspec.ValidationError:
+        return False
+    preset = load_instrument(name)
+    shape = set(Instrument.__struct_fields__) - {"name", "description", "source", "wavelengths", "two_theta"}
+    return all(getattr(settings, field) == getattr(preset, field) for field in shape)
