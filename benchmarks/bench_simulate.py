@@ -11,9 +11,11 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import breakdown
 import crystals as made
@@ -21,7 +23,8 @@ import msgspec
 import numpy as np
 import peers
 import pytest
-from interleaved import Ratio, ratio_of, timed, times_in_turn
+from agreement import Disagreement, agreement_of_patterns, agreement_of_sticks
+from interleaved import Clock, Ratio, ratio_of, timed, times_in_turn
 from report import Line, record, table
 
 from hxrd.crystal.crystal import Crystal
@@ -32,70 +35,32 @@ NEUTRONS = with_overrides(load_instrument("paper"), wavelength="1.5403")
 XRAYS = with_overrides(
     load_instrument("paper"), probe="xray", wavelength="CuKa1", two_theta=(5.0, 90.0, 0.02)
 )
+XRAY_PATTERNS = with_overrides(load_instrument("paper"), probe="xray", wavelength="CuKa1")
+# Sticks over the largest: whole patterns let atoms break an operation a little, so that 1e-4 is reached.
+STICKS_APART = 2e-4
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 _BLAS_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: seconds a comparison, rounds over which prototypes, sizes of batches."""
+    """How to measure: seconds a comparison, rounds over which prototypes, sizes of batches, the clock."""
 
     seconds: float
     rounds: int
     every: int
     copies: int
     mixed: int
+    clock: Clock = time.perf_counter
 
 
 FULL = Effort(seconds=10.0, rounds=5, every=1, copies=64, mixed=4000)
 QUICK = Effort(seconds=0.5, rounds=1, every=12, copies=16, mixed=400)
 
 
-class Disagreement(AssertionError):
-    """Two results that ought to be equal are not, so there is nothing to time."""
-
-
 def copies_of(crystal: Crystal, number: int) -> list[Crystal]:
     """Return the crystal so many times, each with a slightly different cell."""
     return [made.strained(crystal, 1 + 1e-4 * i) for i in range(number)]
-
-
-def our_sticks(crystal: Crystal, instrument: Instrument) -> peers.Sticks:
-    found = sticks([crystal], instrument, threads=1)
-    return np.asarray(found.two_theta), np.asarray(found.intensity)
-
-
-def stick_difference(one: peers.Sticks, other: peers.Sticks, instrument: Instrument) -> float:
-    """Largest difference, over the maximum, of two sets of sticks shared out linearly on a grid of 0.02°."""
-    start, stop, _ = instrument.two_theta
-    grid = []
-    for two_theta, intensity in (one, other):
-        place = (two_theta - start) / 0.02
-        left = np.floor(place).astype(int)
-        size = int((stop - start) / 0.02) + 2
-        shared = np.bincount(left, intensity * (left + 1 - place), size)
-        shared += np.bincount(left + 1, intensity * (place - left), size)
-        grid.append(shared / shared.max())
-    return float(np.abs(grid[0] - grid[1]).max())
-
-
-def agreement_of_sticks(
-    crystal: Crystal, peer: peers.PymatgenNeutrons | peers.RustXrays, instrument: Instrument, bound: float
-) -> float:
-    """Return how far our sticks are from the peer's, at most `bound`."""
-    with peers.pymatgen_with_lengths_of(instrument.scattering_table):
-        apart = stick_difference(our_sticks(crystal, instrument), peer.sticks(), instrument)
-    if not apart <= bound:
-        raise Disagreement(f"sticks of {crystal.identifier} differ by {apart:.2g} of the largest")
-    return apart
-
-
-def agreement_of_patterns(crystal: Crystal, peer: peers.Phasesmith, instrument: Instrument) -> float:
-    """Return the correlation of our pattern with the peer's, at least 0.999."""
-    ours, _ = simulate_patterns([crystal], instrument, threads=1)
-    correlation = float(np.corrcoef(ours[0], peer.pattern())[0, 1])
-    if not correlation >= 0.999:
-        raise Disagreement(f"patterns of {crystal.identifier} correlate by {correlation:.4f} only")
-    return correlation
 
 
 def known_to_both(crystals: list[Crystal]) -> tuple[list[Crystal], list[peers.PymatgenNeutrons]]:
@@ -122,19 +87,25 @@ def prototypes(effort: Effort, in_conventional_cells: bool = False) -> list[Line
         chosen = [made.conventional(crystal) for crystal in chosen]
     crystals, calculators = known_to_both(chosen)
     apart = max(
-        agreement_of_sticks(crystal, peer, NEUTRONS, 1e-4)
+        agreement_of_sticks(crystal, peer, NEUTRONS, STICKS_APART)
         for crystal, peer in zip(crystals, calculators, strict=True)
     )
     rounds = 1 if in_conventional_cells else effort.rounds
+
+    def whole_batch() -> object:
+        return simulate_patterns(crystals, NEUTRONS, threads=1)
+
     batch = np.empty(rounds)
     single, other = np.empty((rounds, len(crystals))), np.empty((rounds, len(crystals)))
     for i in range(rounds):
         batches = []
         for j, (crystal, peer) in enumerate(zip(crystals, calculators, strict=True)):
             if j % 28 == 0:  # within the round, so that both sides see the same minute of the machine
-                batches.append(timed(lambda: simulate_patterns(crystals, NEUTRONS, threads=1)))
-            single[i, j] = timed(lambda one=crystal: simulate_patterns([one], NEUTRONS, threads=1), 3)
-            other[i, j] = timed(peer)
+                batches.append(timed(whole_batch, 1, effort.clock))
+            single[i, j] = timed(
+                lambda one=crystal: simulate_patterns([one], NEUTRONS, threads=1), 3, effort.clock
+            )
+            other[i, j] = timed(peer, 1, effort.clock)
         batch[i] = np.median(batches)
     total = ratio_of(other.sum(axis=1), batch)
     each = np.median(other / single, axis=0)
@@ -184,7 +155,9 @@ def against_one(
     """Compare `call` of one crystal, and of a batch of its copies, with a peer."""
     batch = copies_of(crystal, effort.copies)
     times = times_in_turn(
-        {"single": lambda: call([crystal]), "batch": lambda: call(batch), "peer": peer}, effort.seconds
+        {"single": lambda: call([crystal]), "batch": lambda: call(batch), "peer": peer},
+        effort.seconds,
+        clock=effort.clock,
     )
     times["batch"] /= len(batch)
     medians = {key: float(np.median(value)) for key, value in times.items()}
@@ -207,7 +180,7 @@ def p1_and_garnet(effort: Effort) -> list[Line]:
         (made.garnet(), 300.0),
     ):
         peer = peers.PymatgenNeutrons(crystal, NEUTRONS)
-        apart = agreement_of_sticks(crystal, peer, NEUTRONS, 1e-4)
+        apart = agreement_of_sticks(crystal, peer, NEUTRONS, STICKS_APART)
         found = against_one(
             f"pattern of {crystal.identifier} against pymatgen's sticks",
             need,
@@ -231,7 +204,7 @@ def xray_sticks(effort: Effort) -> list[Line]:
             5.0,
             crystal,
             peer,
-            lambda batch: sticks(batch, XRAYS, threads=1),
+            lambda batch: sticks(batch, XRAYS),
             effort,
         )
         lines += with_agreement(found, f"sticks within {apart:.0e}, two tables of form factors")
@@ -290,24 +263,27 @@ def mixed(number: int) -> list[Crystal]:
 
 def augmented_patterns(effort: Effort) -> list[Line]:
     """Augmented patterns against plain ones: the ratio is the share of the plain rate."""
-    from hxrd.simulate.augmentation import augmentation_names, augmented, load_augmentation
+    from hxrd.simulate.augment import augmented
+    from hxrd.simulate.augmentation import augmentation_names, load_augmentation
 
     crystals = mixed(effort.mixed)
     seeds = np.arange(len(crystals), dtype=np.uint64)
     lines = []
     for preset in augmentation_names():
         augmentation = load_augmentation(preset)
-        found = augmented(crystals, NEUTRONS, augmentation, seeds, threads=1)
+        instrument = XRAY_PATTERNS if "xray" in preset else NEUTRONS
+        found = augmented(crystals, instrument, augmentation, seeds, threads=1)
         if not np.isfinite(found.intensity).all():
             raise Disagreement(f"augmentation {preset} gives intensities that are no numbers")
         times = times_in_turn(
             {
-                "plain": lambda: simulate_patterns(crystals, NEUTRONS, threads=1),
-                "augmented": lambda settings=augmentation: augmented(
-                    crystals, NEUTRONS, settings, seeds, threads=1
+                "plain": lambda instrument=instrument: simulate_patterns(crystals, instrument, threads=1),
+                "augmented": lambda instrument=instrument, settings=augmentation: augmented(
+                    crystals, instrument, settings, seeds, threads=1
                 ),
             },
             effort.seconds,
+            clock=effort.clock,
         )
         medians = {key: float(np.median(value)) / len(crystals) for key, value in times.items()}
         lines.append(
@@ -335,10 +311,24 @@ def generated_crystals(effort: Effort) -> list[Line]:
             "simulate": lambda: simulate_patterns(crystals, NEUTRONS, threads=1),
         },
         effort.seconds,
+        clock=effort.clock,
     )
     medians = {key: float(np.median(value)) / len(seeds) for key, value in times.items()}
     name = f"drawing {len(seeds)} crystals against simulating their patterns (hxrd with hxrd)"
     return [Line(name, 1.0, ratio_of(times["simulate"], times["draw"]), medians["draw"], medians["simulate"])]
+
+
+def parts(effort: Effort) -> dict[str, dict[str, Any]]:
+    """Return where the time goes: crystals of all kinds, a large cell without symmetry, one with much."""
+    kinds = {
+        "prototypes": mixed(effort.mixed),
+        "P1, 60 atoms": copies_of(made.triclinic_p1(60, 1500.0, seed=2), effort.copies),
+        "garnet": copies_of(made.garnet(), effort.copies),
+    }
+    return {
+        name: breakdown.measured(crystals, NEUTRONS, effort.seconds, effort.clock)
+        for name, crystals in kinds.items()
+    }
 
 
 SECTIONS: dict[str, Callable[[Effort], list[Line]]] = {
@@ -367,10 +357,10 @@ def test_section(section: str) -> None:
 
 
 def test_breakdown() -> None:
-    found = breakdown.measured(mixed(QUICK.mixed), NEUTRONS, QUICK.seconds)
-    print("\n" + breakdown.text(found))
-    shares = [part["share"] for part in found["parts"].values()]
-    assert sum(shares) == pytest.approx(1, abs=0.05)
+    """Print where the time goes; the parts make up the whole."""
+    for name, found in parts(QUICK).items():
+        print(f"\n{name}: {breakdown.text(found)}")
+        assert sum(part["share"] for part in found["parts"].values()) == pytest.approx(1, abs=0.05)
 
 
 def main() -> None:
@@ -381,22 +371,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="write figures, hardware, versions and commit to this file")
     parser.add_argument("--quick", action="store_true", help="a minute's worth: few rounds, a twelfth of all")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: for a machine in use by others")
     parser.add_argument("--only", default="", help="sections whose name contains this word")
     options = parser.parse_args()
-    effort = QUICK if options.quick else FULL
+    effort = replace(QUICK if options.quick else FULL, clock=CLOCKS[options.clock])
     lines: list[Line] = []
     for name, section in SECTIONS.items():
         if options.only in name:
             found = section(effort)
             print(table(found), flush=True)
             lines += found
-    parts = {}
-    if options.only in "breakdown":
-        parts = breakdown.measured(mixed(effort.mixed), NEUTRONS, effort.seconds)
-        print(breakdown.text(parts))
+    shares = parts(effort) if options.only in "breakdown" else {}
+    for name, found_parts in shares.items():
+        print(f"{name}: {breakdown.text(found_parts)}")
     if options.json:
         options.json.write_text(
-            json.dumps(record(lines, parts), indent=1, ensure_ascii=False) + "\n", "utf-8"
+            json.dumps(record(lines, shares, options.clock), indent=1, ensure_ascii=False) + "\n", "utf-8"
         )
 
 

@@ -22,7 +22,7 @@ def built(identifier: str, symbol: str, cell: tuple[float, ...], sites: list[Sit
     """Return the whole cell of an asymmetric unit; `symbol` names the setting as gemmi does."""
     group = gemmi.SpaceGroup(symbol)
     operations = operations_from_group(group.operations())
-    bare = Crystal(identifier, np.array(cell, float), (), np.empty((0, 3)), np.empty(0), np.empty(0))
+    bare = _bare(identifier, cell)
     images = [images_of_site(np.array(position), operations, bare.metric) for _, position in sites]
     n_sites = sum(map(len, images))
     return dataclasses.replace(
@@ -35,6 +35,11 @@ def built(identifier: str, symbol: str, cell: tuple[float, ...], sites: list[Sit
         rotations=operations[0],
         translations=operations[1],
     )
+
+
+def _bare(identifier: str, cell: tuple[float, ...]) -> Crystal:
+    """Return a cell without atoms."""
+    return Crystal(identifier, np.array(cell, float), (), np.empty((0, 3)), np.empty(0), np.empty(0))
 
 
 def silicon() -> Crystal:
@@ -80,10 +85,11 @@ def monoclinic() -> Crystal:
 
 def triclinic_p1(n_atoms: int, volume: float, seed: int) -> Crystal:
     """A made P1 crystal of `n_atoms` random atoms in a triclinic cell of `volume` Å³, no symmetry."""
-    shape = Crystal("", np.array([1.0, 1.13, 1.29, 83, 97, 104]), (), *[np.empty(0)] * 3).volume
+    angles = (83.0, 97.0, 104.0)
+    shape = _bare("", (1.0, 1.13, 1.29, *angles)).volume
     edge = (volume / shape) ** (1 / 3)
     species = [("Ca", "Ti", "Si", "O")[i % 4] for i in range(n_atoms)]
-    cell = (edge, 1.13 * edge, 1.29 * edge, 83.0, 97.0, 104.0)
+    cell = (edge, 1.13 * edge, 1.29 * edge, *angles)
     return _made(f"P1, {n_atoms} atoms, {volume:g} Å³", "P 1", cell, species, seed)
 
 
@@ -91,7 +97,7 @@ def _made(identifier: str, symbol: str, cell: tuple[float, ...], species: list[s
     """Draw general positions one by one, none nearer than `APART` to what stands already."""
     random = np.random.default_rng(seed)
     operations = operations_from_group(gemmi.SpaceGroup(symbol).operations())
-    metric = built(identifier, symbol, cell, [("H", (0.1, 0.2, 0.3))]).metric
+    metric = _bare(identifier, cell).metric
     placed = np.empty((0, 3))
     sites: list[Site] = []
     while len(sites) < len(species):

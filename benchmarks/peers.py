@@ -146,6 +146,15 @@ class Phasesmith:
         cell = ps.UnitCell(*(float(value) for value in crystal.cell))
         return ps.CrystalStructure("c", "c", cell, ps.SpaceGroup(operations), tuple(sites))
 
+    def __call__(self) -> Any:
+        """Compute; what is timed."""
+        raise NotImplementedError
+
+    def pattern(self) -> NDArray[np.float64]:
+        """Pattern over its maximum."""
+        y = np.asarray(self())
+        return y / y.max()
+
     def _phase(self) -> Any:
         ps = self.ps
         reflections = self.generator.generate(self.structure.cell, self.range)
@@ -173,13 +182,8 @@ class PhasesmithWhole(Phasesmith):
             execution=self.one_thread,
         )
 
-    def __call__(self) -> Any:
-        return self.prepared().calculate()
-
-    def pattern(self) -> NDArray[np.float64]:
-        """Pattern over its maximum."""
-        y = np.asarray(self().profile_y)
-        return y / y.max()
+    def __call__(self) -> NDArray[np.float64]:
+        return np.asarray(self.prepared().calculate().profile_y)
 
 
 class PhasesmithValues(Phasesmith):
@@ -210,28 +214,11 @@ class PhasesmithValues(Phasesmith):
             execution=self.one_thread,
         )
         theta = np.arcsin(self.instrument.wavelength / (2 * reflections.d_spacing_angstrom))
-        fwhm, eta = self._widths(theta)
-        y = _core.accumulate_values(
+        fwhm, eta = peak_widths(theta, self.instrument)
+        y = _core.accumulate_values(  # type: ignore[attr-defined]
             self.grid.x, np.degrees(2 * theta), found.integrated_intensity, fwhm, eta, self.SUPPORT
         )
         return np.asarray(y)
-
-    def _widths(self, theta: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """FWHM (deg) and mixing of Thompson, Cox & Hastings (1987), Eqs 3 and 5, at theta (rad)."""
-        shape, tangent = self.instrument, np.tan(theta)
-        gauss = np.sqrt(shape.caglioti_u * tangent**2 + shape.caglioti_v * tangent + shape.caglioti_w)
-        lorentz = shape.lorentzian_x / np.cos(theta) + shape.lorentzian_y * tangent
-        fwhm = np.zeros_like(theta)
-        for power, factor in enumerate((1.0, 2.69269, 2.42843, 4.47163, 0.07842, 1.0)):
-            fwhm += factor * gauss ** (5 - power) * lorentz**power
-        fwhm **= 0.2
-        ratio = lorentz / fwhm
-        return fwhm, ratio * (1.36603 + ratio * (-0.47719 + ratio * 0.11116))
-
-    def pattern(self) -> NDArray[np.float64]:
-        """Pattern over its maximum."""
-        y = self()
-        return y / y.max()
 
 
 class PhasesmithKept(PhasesmithValues):
@@ -244,6 +231,21 @@ class PhasesmithKept(PhasesmithValues):
     def reflections(self) -> Any:
         """Return what was made in the constructor."""
         return self._kept
+
+
+def peak_widths(theta: NDArray[np.float64], instrument: Instrument) -> Sticks:
+    """FWHM (deg) and mixing of Thompson, Cox & Hastings (1987), Eqs 3 and 5, at theta (rad)."""
+    tangent = np.tan(theta)
+    gauss = np.sqrt(
+        instrument.caglioti_u * tangent**2 + instrument.caglioti_v * tangent + instrument.caglioti_w
+    )
+    lorentz = instrument.lorentzian_x / np.cos(theta) + instrument.lorentzian_y * tangent
+    fwhm = np.zeros_like(theta)
+    for power, factor in enumerate((1.0, 2.69269, 2.42843, 4.47163, 0.07842, 1.0)):
+        fwhm += factor * gauss ** (5 - power) * lorentz**power
+    fwhm **= 0.2
+    ratio = lorentz / fwhm
+    return fwhm, ratio * (1.36603 + ratio * (-0.47719 + ratio * 0.11116))
 
 
 def orbit_of(crystal: Crystal, site: int) -> list[int]:

@@ -64,8 +64,8 @@ def table(lines: list[Line]) -> str:
     )
 
 
-def record(lines: list[Line], breakdown: dict[str, Any]) -> dict[str, Any]:
-    """Return all of a run, ready for JSON; times in µs."""
+def record(lines: list[Line], breakdown: dict[str, Any], clock: str) -> dict[str, Any]:
+    """Return all of a run, ready for JSON; times in µs, of the clock named."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python", *sys.argv]),
@@ -74,6 +74,7 @@ def record(lines: list[Line], breakdown: dict[str, Any]) -> dict[str, Any]:
         "commit": _git("rev-parse", "HEAD"),
         "changed_since_commit": bool(_git("status", "--porcelain", "--", "hxrd", "kernels", "benchmarks")),
         "threads": 1,
+        "clock": clock,
         "lines": [
             {
                 "name": line.name,
