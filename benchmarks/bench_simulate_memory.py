@@ -20,11 +20,11 @@ from pathlib import Path
 
 # The kernel's high-water mark of this very process; `ru_maxrss` would include what its parent had.
 _PROGRAM = """
-import re, sys
+import re, sys, time
 from hxrd.cli.main import main
 code = main(sys.argv[1:])
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())
-print(int(peak[1]) * 1024)
+print(int(peak[1]) * 1024, time.process_time())
 sys.exit(code)
 """
 
@@ -43,6 +43,7 @@ def run(n_patterns: int, scratch: Path, options: list[str]) -> dict[str, float]:
         seconds = time.perf_counter() - begin
         if done.returncode not in (0, 3):  # some prototypes hold elements without a scattering length
             raise SystemExit(f"hxrd simulate ended with {done.returncode}")
+        peak, processor_seconds = done.stdout.split()
         size = sum(file.stat().st_size for file in archive.rglob("*") if file.is_file())
     finally:
         shutil.rmtree(archive, ignore_errors=True)
@@ -51,7 +52,8 @@ def run(n_patterns: int, scratch: Path, options: list[str]) -> dict[str, float]:
         "n_patterns": n_patterns,
         "seconds": round(seconds, 2),
         "patterns_per_second": round(n_patterns / seconds, 1),
-        "peak_resident_bytes": int(done.stdout),
+        "processor_microseconds_per_pattern": round(1e6 * float(processor_seconds) / n_patterns, 1),
+        "peak_resident_bytes": int(peak),
         "archive_bytes_per_pattern": round(size / n_patterns, 1),
     }
 

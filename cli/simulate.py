@@ -41,9 +41,8 @@ if TYPE_CHECKING:
 @click.option(
     "--shard-size",
     type=click.IntRange(min=1),
-    default=4096,
-    show_default=True,
-    help="Patterns in one file of the archive: what a kill can lose, and what memory two of take.",
+    metavar="N",
+    help="Patterns in one file of the archive: what a kill can lose.  [default: 4096, fewer if long]",
 )
 @options.workers_option
 @options.force_option
@@ -61,7 +60,7 @@ def simulate(
     augment: str | None,
     per_structure: int,
     seed: int,
-    shard_size: int,
+    shard_size: int | None,
     workers: int | None,
     force: bool,
     resume: bool,
@@ -78,6 +77,7 @@ def simulate(
     \b
     Example:
       hxrd simulate ids.txt -o patterns.zarr --source cif:my_cifs --source prototypes
+      hxrd simulate ids.txt -o measured.zarr --augment realistic-neutron --per-structure 20
     """
     if per_structure > 1 and augment is None:
         raise UsageError(f"--per-structure {per_structure} without --augment makes equal patterns: give both")

@@ -10,11 +10,20 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from hxrd.archive import schema
 
 CHUNK_SIZE = 64  # patterns that are compressed, and can be read, together
-SHARD_SIZE = 4096  # patterns in one file
+SHARD_SIZE = 4096  # patterns in one file, fewer where they are long
+LARGEST_SHARD = 2**26  # bytes before compression; a writer holds a few of them
 
 # Bytes of equal weight side by side, then LZ4: against Zstandard a tenth smaller and half the time.
 _PATTERN_CODECS = (BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"), Crc32cCodec())
 _COLUMN_CODECS = (ZstdCodec(level=3), Crc32cCodec())
+
+
+def default_shard_size(n_points: int) -> int:
+    """Return how many patterns of `n_points` points one file takes, so that memory is bounded by bytes."""
+    size = SHARD_SIZE
+    while size > CHUNK_SIZE and 4 * size * n_points > LARGEST_SHARD:
+        size //= 2
+    return size
 
 
 def make_patterns(

@@ -18,7 +18,7 @@ import zarr
 from numpy.typing import ArrayLike, NDArray
 
 from hxrd.archive import schema
-from hxrd.archive.layout import CHUNK_SIZE, SHARD_SIZE, make_columns, make_patterns
+from hxrd.archive.layout import CHUNK_SIZE, default_shard_size, make_columns, make_patterns
 from hxrd.archive.reader import Archive, Rejection, read_rejections
 from hxrd.errors import InputError, UsageError
 
@@ -208,7 +208,7 @@ def create_archive(
     measured: bool = False,
     force: bool = False,
     chunk_size: int = CHUNK_SIZE,
-    shard_size: int = SHARD_SIZE,
+    shard_size: int | None = None,
 ) -> ArchiveWriter:
     """Make an archive with every row still to be written, and return its writer.
 
@@ -239,8 +239,10 @@ def create_archive(
         Whether the archive has a member `measured`.
     force : bool
         Replace an existing archive (never anything else).
-    chunk_size, shard_size : int
-        Patterns compressed together, and patterns in one file; a shard is a multiple of the chunk.
+    chunk_size : int
+        Patterns compressed together.
+    shard_size : int, optional
+        Patterns in one file, rounded to a multiple of the chunk.  [default: by `default_shard_size`]
 
     Raises
     ------
@@ -271,6 +273,7 @@ def create_archive(
         # Made aside and renamed, so that whoever looks finds a whole archive or none.
         part = path.with_name(path.name + ".part")
         _remove(part)
+        shard_size = shard_size or default_shard_size(len(grid))
         chunk = min(chunk_size, shard_size, n_patterns)
         shard = chunk * min(max(shard_size // chunk, 1), -(-n_patterns // chunk))
         group = zarr.create_group(part, zarr_format=3, attributes=attributes)

@@ -12,7 +12,7 @@ import numpy as np
 
 from hxrd import __version__
 from hxrd.archive import Archive, ArchiveWriter, create_archive, open_archive, open_writer, schema
-from hxrd.archive.writer import SHARD_SIZE, check_output
+from hxrd.archive.writer import check_output
 from hxrd.errors import InputError, Rejected
 from hxrd.physics.instrument import Instrument
 from hxrd.simulate.identifiers import Identifiers
@@ -21,6 +21,7 @@ from hxrd.simulate.shards import simulate_shards
 from hxrd.sources import SourceChain, UnknownIdentifier, icsd_hint
 
 SAMPLE_SIZE = 200  # identifiers looked up before anything is made
+PIECE_SIZE = 4096  # identifiers read together
 REASONS_TOLD = 10  # rejected entries named on stderr; all are in the archive
 
 # What archives begun before these settings existed were made with.
@@ -37,7 +38,7 @@ def simulate_archive(
     command: str = "",
     resume: bool = False,
     force: bool = False,
-    shard_size: int = SHARD_SIZE,
+    shard_size: int | None = None,
     threads: int | None = None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Archive:
@@ -57,8 +58,8 @@ def simulate_archive(
         Finish an interrupted run of the same plan; begin where there is none.
     force : bool
         Overwrite an existing archive.
-    shard_size : int
-        Patterns in one file, the smallest unit that is kept or lost.
+    shard_size : int, optional
+        Patterns in one file, the smallest unit that is kept or lost.  [default: 4096, fewer if long]
     threads : int, optional
         Processors that simulate; None for all.
     advance : callable
@@ -115,7 +116,8 @@ def check_known(identifiers: Identifiers, source: SourceChain) -> None:
     sample = [identifiers.read(row, row + 1)[0] for row in rows]
     if icsd_hint(_unknown(sample, source), len(sample)) is None:
         return
-    every = (name for row in range(0, count, SHARD_SIZE) for name in identifiers.read(row, row + SHARD_SIZE))
+    pieces = (identifiers.read(row, row + PIECE_SIZE) for row in range(0, count, PIECE_SIZE))
+    every = (name for piece in pieces for name in piece)
     hint = icsd_hint(_unknown(every, source), count)
     if hint is not None:
         raise InputError(hint)
@@ -156,7 +158,7 @@ def describe_plan(plan: Plan, output: str | Path, resume: bool = False, force: b
 
 
 def _writer(
-    plan: Plan, output: Path, command: str, resume: bool, force: bool, shard_size: int
+    plan: Plan, output: Path, command: str, resume: bool, force: bool, shard_size: int | None
 ) -> ArchiveWriter:
     if resume and output.exists():
         _check_same_plan(open_archive(output), plan)
