@@ -1,0 +1,200 @@
+"""Small lattices and random numbers, compiled with Numba: reduction, point symmetry, metric tensors.
+
+A lattice is its metric tensor (Å², shape (3, 3)); a stream of random numbers is the one element of a
+uint64 array, so that what is drawn depends on its first value alone.
+"""
+
+import math
+
+import numpy as np
+from numba import njit
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_FIRST_FACTOR = np.uint64(0xBF58476D1CE4E5B9)
+_SECOND_FACTOR = np.uint64(0x94D049BB133111EB)
+_FIRST_SHIFT, _SECOND_SHIFT, _THIRD_SHIFT = np.uint64(30), np.uint64(27), np.uint64(31)
+_TO_53_BITS = np.uint64(11)
+_REDUCTION_STEPS = 200
+
+
+@njit(cache=True, nogil=True, inline="always")
+def mixed(value):
+    """Return 64 well-mixed bits of 64: the finaliser of SplitMix64 (Steele, Lea & Flood 2014, Fig. 16)."""
+    value = (value ^ (value >> _FIRST_SHIFT)) * _FIRST_FACTOR
+    value = (value ^ (value >> _SECOND_SHIFT)) * _SECOND_FACTOR
+    return value ^ (value >> _THIRD_SHIFT)
+
+
+@njit(cache=True, nogil=True)
+def start_stream(state, seed, number, purpose):
+    """Set the stream (uint64, shape (1,)) that three whole numbers name."""
+    key = mixed(np.uint64(seed) + _GAMMA)
+    key = mixed((key ^ np.uint64(number)) + _GAMMA)
+    state[0] = mixed((key ^ np.uint64(purpose)) + _GAMMA)
+
+
+@njit(cache=True, nogil=True)
+def uniform(state):
+    """Return the next number of the stream, evenly distributed in [0, 1)."""
+    state[0] += _GAMMA
+    return float(mixed(state[0]) >> _TO_53_BITS) * 1.1102230246251565e-16
+
+
+@njit(cache=True, nogil=True)
+def normal(state):
+    """Return the next number of the stream, normally distributed (Box & Muller 1958)."""
+    radius = math.sqrt(-2.0 * math.log(1.0 - uniform(state)))
+    return radius * math.cos(2.0 * math.pi * uniform(state))
+
+
+@njit(cache=True, nogil=True)
+def chosen(cumulative, start, stop, state):
+    """Return an index from start to stop - 1; `cumulative` grows to 1 there."""
+    target = uniform(state)
+    low, high = start, stop - 1
+    while low < high:
+        middle = (low + high) // 2
+        if cumulative[middle] > target:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+@njit(cache=True, nogil=True)
+def set_metric(cell, metric):
+    """Set the metric tensor of a cell (a, b, c in Å, α, β, γ in degrees); exact at 90 and 120°."""
+    for i in range(3):
+        metric[i, i] = cell[i] * cell[i]
+        j, k = (i + 1) % 3, (i + 2) % 3
+        angle = cell[3 + i]
+        cosine = 0.0 if angle == 90.0 else -0.5 if angle == 120.0 else math.cos(math.radians(angle))
+        metric[j, k] = cell[j] * cell[k] * cosine
+        metric[k, j] = metric[j, k]
+
+
+@njit(cache=True, nogil=True)
+def volume(metric):
+    """Return the volume in Å³, 0 where the metric is none."""
+    a, b, c = metric[0, 0], metric[1, 1], metric[2, 2]
+    d, e, f = metric[1, 2], metric[0, 2], metric[0, 1]
+    return math.sqrt(max(a * b * c + 2.0 * d * e * f - a * d * d - b * e * e - c * f * f, 0.0))
+
+
+@njit(cache=True, nogil=True)
+def squared_length(x, y, z, metric):
+    """Return the squared length in Å² of a fractional vector."""
+    return (
+        metric[0, 0] * x * x
+        + metric[1, 1] * y * y
+        + metric[2, 2] * z * z
+        + 2.0 * (metric[1, 2] * y * z + metric[0, 2] * x * z + metric[0, 1] * x * y)
+    )
+
+
+@njit(cache=True, nogil=True)
+def set_primitive(metric, basis, reduced):
+    """Set the metric of the lattice that the columns of `basis` span, reduced to its shortest vectors.
+
+    Pairs of vectors are shortened in turn until none gets shorter (Semaev 2001, Algorithm 3 without the
+    last sum, which is tried as well): the first is then the shortest of the lattice.
+    """
+    for i in range(3):
+        for j in range(3):
+            total = 0.0
+            for k in range(3):
+                for n in range(3):
+                    total += basis[k, i] * metric[k, n] * basis[n, j]
+            reduced[i, j] = total
+    for _ in range(_REDUCTION_STEPS):
+        if not (_shortened_by_pairs(reduced) or _shortened_by_sum(reduced)):
+            return
+
+
+@njit(cache=True, nogil=True)
+def _shortened_by_pairs(reduced):
+    """Take from each vector its nearest multiple of another; whether any got shorter."""
+    changed = False
+    for i in range(3):
+        for j in range(3):
+            if i == j:
+                continue
+            multiple = np.rint(reduced[i, j] / reduced[j, j])
+            if multiple != 0.0 and abs(reduced[i, j]) > 0.5000001 * reduced[j, j]:
+                _add_multiple(reduced, i, j, -multiple)
+                changed = True
+    return changed
+
+
+@njit(cache=True, nogil=True)
+def _shortened_by_sum(reduced):
+    """Replace the longest vector by a sum or difference of all three that is shorter; whether one is."""
+    i = 0
+    for k in range(1, 3):
+        if reduced[k, k] > reduced[i, i]:
+            i = k
+    j, k = (i + 1) % 3, (i + 2) % 3
+    for one in (-1.0, 1.0):
+        for other in (-1.0, 1.0):
+            length = reduced[i, i] + reduced[j, j] + reduced[k, k]
+            length += 2.0 * (one * reduced[i, j] + other * reduced[i, k] + one * other * reduced[j, k])
+            if length < reduced[i, i] * (1.0 - 1e-7):
+                _add_multiple(reduced, i, j, one)
+                _add_multiple(reduced, i, k, other)
+                return True
+    return False
+
+
+@njit(cache=True, nogil=True)
+def _add_multiple(reduced, i, j, multiple):
+    """Add a multiple of vector j to vector i, in the metric."""
+    for k in range(3):
+        reduced[i, k] += multiple * reduced[j, k]
+    for k in range(3):
+        reduced[k, i] += multiple * reduced[k, j]
+
+
+@njit(cache=True, nogil=True)
+def point_group_order(reduced, tolerance):
+    """Return how many rotations (improper ones too) a reduced lattice has within a tolerance.
+
+    Parameters
+    ----------
+    reduced : ndarray, shape (3, 3)
+        Metric of reduced vectors (`set_primitive`): a rotation sends each of them to a sum of them with
+        coefficients -1, 0, 1.
+    tolerance : float
+        Largest change of g_ij, relative to √(g_ii g_jj).
+    """
+    vectors = np.empty((3, 26, 3), np.float64)
+    count = np.zeros(3, np.int64)
+    for x in range(-1, 2):
+        for y in range(-1, 2):
+            for z in range(-1, 2):
+                length = squared_length(float(x), float(y), float(z), reduced)
+                for i in range(3):
+                    if abs(length - reduced[i, i]) <= tolerance * reduced[i, i]:
+                        vectors[i, count[i], 0] = x
+                        vectors[i, count[i], 1] = y
+                        vectors[i, count[i], 2] = z
+                        count[i] += 1
+    order = 0
+    for i in range(count[0]):
+        for j in range(count[1]):
+            if not _same_product(vectors[0, i], vectors[1, j], reduced, 0, 1, tolerance):
+                continue
+            for k in range(count[2]):
+                if _same_product(vectors[0, i], vectors[2, k], reduced, 0, 2, tolerance) and _same_product(
+                    vectors[1, j], vectors[2, k], reduced, 1, 2, tolerance
+                ):
+                    order += 1
+    return order
+
+
+@njit(cache=True, nogil=True)
+def _same_product(one, other, reduced, i, j, tolerance):
+    product = 0.0
+    for k in range(3):
+        for n in range(3):
+            product += one[k] * reduced[k, n] * other[n]
+    return abs(product - reduced[i, j]) <= tolerance * math.sqrt(reduced[i, i] * reduced[j, j])

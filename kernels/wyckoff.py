@@ -1,0 +1,449 @@
+"""Synthetic crystals of a space group, compiled with Numba: atoms on Wyckoff positions, group proven.
+
+A crystal is drawn in attempts. Each takes a combination of Wyckoff positions, elements and a cell, puts
+every site at the best of some random places, widens the cell where atoms are still too near each other,
+and gives up where the cell would grow too much or where an operation outside the group maps the crystal
+onto itself. Numba's cache on disk looks at one file at a time: after a change in lattice.py or
+crowding.py, touch this file as well.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from hxrd.kernels.crowding import (
+    FIRST_IMAGE,
+    N_FREE,
+    SPECIES,
+    START,
+    WEIGHT,
+    X,
+    crowding,
+    set_images,
+    set_lattice,
+    set_weights,
+)
+from hxrd.kernels.extra_symmetry import is_more_symmetric
+from hxrd.kernels.lattice import (
+    chosen,
+    normal,
+    point_group_order,
+    set_metric,
+    set_primitive,
+    start_stream,
+    uniform,
+    volume,
+)
+
+MOST_SITES = 64
+"""Orbits in one combination."""
+MOST_IMAGES = 192
+"""Of one Wyckoff position."""
+MOST_SPECIES = 8
+"""Species in one combination."""
+MOST_ATTEMPTS = 400
+"""After so many, no crystal is made; every one allows a little more growth of the cell."""
+SMALLEST_TURN = 0.02
+"""A lattice is refused whose metric is so near (relative) to one of higher symmetry."""
+SMALLEST_SHIFT = 0.06
+"""Å: an operation outside the group must move some atom by more than this."""
+_CANDIDATES = 10
+_SWEEPS = 2
+_LOCAL_MOVES, _LOCAL_MOVE = 6, 0.06  # of the candidates, and how far, in free coordinates
+_ROOMY = 1.2  # squared distance over its limit from which on a place is not improved any more
+_FIRST_GROWTH, _MORE_GROWTH = 1.15, 0.08  # allowed volume over the drawn one, and more with each attempt
+_ATTEMPTS_WITH_ONE_COMBINATION = 4
+_LATTICES_TRIED = 50
+_LENGTH_JITTER, _COSINE_JITTER = 0.05, 0.03
+_SUBSTITUTED = 0.25  # share of the species that another of like habits replaces
+_B_JITTER = 0.1
+
+
+class Tables(NamedTuple):
+    """What crystals are drawn from; made by `hxrd.crystal.synthetic_table`.
+
+    Parameters
+    ----------
+    image_start : ndarray of int64, shape (n_positions + 1,)
+        Images of Wyckoff position p are ``image_start[p]:image_start[p + 1]``.
+    n_free : ndarray of int64, shape (n_positions,)
+    images : ndarray, shape (12, n_images)
+        The nine elements of a matrix and the three of a shift: image = matrix · free coordinates + shift.
+    lattice : ndarray of int64, shape (231,)
+        Crystal family of a group: 0 triclinic, monoclinic, orthorhombic, tetragonal, hexagonal, 5 cubic.
+    lattice_order : ndarray of int64, shape (231,)
+        Order of the point group of its lattice.
+    primitive : ndarray, shape (231, 3, 3)
+        Columns: primitive vectors in the conventional ones.
+    centring_start, centring : ndarray, shape (232,) and (n, 3)
+        Translations of the conventional cell, zero among them.
+    coset_start, coset : ndarray, shape (232,) and (n, 3, 3)
+        Rotations of the lattice that the group lacks, one of each coset, after the identity.
+    combination_start, combination_weight : ndarray, shape (232,) and (n_combinations,)
+        Combinations of a group, and their cumulative weights within it.
+    site_start, site_position, site_species : ndarray, shape (n_combinations + 1,), (n_sites,), (n_sites,)
+        Wyckoff positions of a combination, those without free coordinates first; species from 0 on,
+        the rarest first.
+    formula, shape : ndarray, shape (n_combinations,) and (n_combinations, 5)
+        Class of element sets; ln b/a, ln c/a, cos α, cos β, cos γ of its cells (not a number: unknown).
+    pool_start, pool_stop, pool : ndarray, shape (231,), (231,) and (n, 5)
+        Shapes of the cells of a group's Bravais lattice.
+    set_start, set_weight, set_elements : ndarray, shape (n_formulas + 1,), (n_sets,), (n_sets, MOST_SPECIES)
+        Element sets of a class of formulas, the rarest element first.
+    substitute : ndarray, shape (n_elements, n_elements)
+        Cumulative probabilities of what stands where an element may stand.
+    nearest : ndarray, shape (n_elements, n_elements)
+        Smallest distance in Å.
+    atom_volume : ndarray, shape (n_elements,)
+        Å³.
+    volume_ratio, b_iso : ndarray, shape (n_quantiles,)
+        Evenly spaced quantiles of the volume over the sum of the atoms', and of B in Å².
+    b_factor : ndarray, shape (n_elements,)
+        B of an element relative to others.
+    """
+
+    image_start: NDArray[np.int64]
+    n_free: NDArray[np.int64]
+    images: NDArray[np.float64]
+    lattice: NDArray[np.int64]
+    lattice_order: NDArray[np.int64]
+    primitive: NDArray[np.float64]
+    centring_start: NDArray[np.int64]
+    centring: NDArray[np.float64]
+    coset_start: NDArray[np.int64]
+    coset: NDArray[np.float64]
+    combination_start: NDArray[np.int64]
+    combination_weight: NDArray[np.float64]
+    site_start: NDArray[np.int64]
+    site_position: NDArray[np.int64]
+    site_species: NDArray[np.int64]
+    formula: NDArray[np.int64]
+    shape: NDArray[np.float64]
+    pool_start: NDArray[np.int64]
+    pool_stop: NDArray[np.int64]
+    pool: NDArray[np.float64]
+    set_start: NDArray[np.int64]
+    set_weight: NDArray[np.float64]
+    set_elements: NDArray[np.int64]
+    substitute: NDArray[np.float64]
+    nearest: NDArray[np.float64]
+    atom_volume: NDArray[np.float64]
+    volume_ratio: NDArray[np.float64]
+    b_iso: NDArray[np.float64]
+    b_factor: NDArray[np.float64]
+
+
+class Drawn(NamedTuple):
+    """Crystals end to end; arrays are written in place.
+
+    Parameters
+    ----------
+    cell : ndarray, shape (n, 6)
+        a, b, c in Å, α, β, γ in degrees.
+    atom_start : ndarray of int64, shape (n + 1,)
+    combination, attempts : ndarray of int64, shape (n,)
+        Which combination was used, and after how many attempts; 0 attempts: none succeeded, no atoms.
+    closest : ndarray, shape (n,)
+        Smallest distance of two atoms over its limit.
+    positions : ndarray, shape (capacity, 3)
+    element : ndarray of int64, shape (capacity,)
+    b_iso : ndarray, shape (capacity,)
+    """
+
+    cell: NDArray[np.float64]
+    atom_start: NDArray[np.int64]
+    combination: NDArray[np.int64]
+    attempts: NDArray[np.int64]
+    closest: NDArray[np.float64]
+    positions: NDArray[np.float64]
+    element: NDArray[np.int64]
+    b_iso: NDArray[np.float64]
+
+
+@njit(cache=True, nogil=True)
+def draw_groups(cumulative, seed, numbers, out):
+    """Write, for each number (uint64, shape (n,)), which entry of the cumulative shares it draws."""
+    state = np.zeros(1, np.uint64)
+    for row in range(len(numbers)):
+        start_stream(state, seed, numbers[row], np.uint64(0))
+        out[row] = chosen(cumulative, 0, len(cumulative), state)
+
+
+def empty_drawn(n_crystals: int, capacity: int) -> Drawn:
+    """Return arrays for so many crystals of so many atoms in all."""
+    return Drawn(
+        cell=np.empty((n_crystals, 6)),
+        atom_start=np.zeros(n_crystals + 1, np.int64),
+        combination=np.zeros(n_crystals, np.int64),
+        attempts=np.zeros(n_crystals, np.int64),
+        closest=np.zeros(n_crystals),
+        positions=np.empty((capacity, 3)),
+        element=np.empty(capacity, np.int64),
+        b_iso=np.empty(capacity),
+    )
+
+
+@njit(cache=True, nogil=True)
+def draw_crystals(tables, groups, seeds, numbers, only_combination, most_attempts, drawn):
+    """Draw crystals one after another and return how many fitted into the arrays.
+
+    Parameters
+    ----------
+    tables : Tables
+    groups : ndarray of int64, shape (n,)
+        Space groups.
+    seeds, numbers : ndarray of uint64, shape (n,)
+        Together they name the crystal: with its group, nothing else decides what is drawn.
+    only_combination : int
+        Take this combination and no other; -1: draw it.
+    most_attempts : int
+        After so many, a row is left without a crystal.
+    drawn : Drawn
+        Rows that the atoms' arrays have no room for are left out: draw them in another call.
+    """
+    state = np.zeros(1, np.uint64)
+    metric, reduced = np.empty((3, 3)), np.empty((3, 3))
+    elements = np.empty(MOST_SPECIES, np.int64)
+    free = np.zeros((MOST_SITES + 1, 3))  # the last row is for trials
+    sites = np.zeros((MOST_SITES + 1, 4), np.int64)
+    lattice = np.empty(10)
+    work = np.empty((WEIGHT + MOST_SPECIES, max(len(drawn.element), MOST_IMAGES)))
+    place = 0
+    drawn.atom_start[0] = 0
+    for row in range(len(groups)):
+        group = groups[row]
+        start_stream(state, seeds[row], numbers[row], np.uint64(group))
+        drawn.attempts[row] = 0
+        drawn.atom_start[row + 1] = place
+        combination = only_combination
+        for attempt in range(most_attempts):
+            if only_combination < 0 and attempt % _ATTEMPTS_WITH_ONE_COMBINATION == 0:
+                first, last = tables.combination_start[group], tables.combination_start[group + 1]
+                combination = chosen(tables.combination_weight, first, last, state)
+            n_sites = _set_sites(tables, combination, sites)
+            n_atoms = sites[n_sites, START]
+            if place + n_atoms > len(drawn.element):
+                return row
+            _choose_elements(tables, combination, elements, state)
+            if not _choose_cell(
+                tables, group, combination, elements, drawn.cell[row], metric, reduced, state
+            ):
+                continue
+            set_lattice(metric, lattice)
+            set_weights(tables.nearest, sites, n_sites, elements, _ROOMY, lattice, work)
+            needed = (_FIRST_GROWTH + _MORE_GROWTH * attempt) ** (-2.0 / 3.0)
+            closest = _roominess(tables.nearest, elements, min(reduced[0, 0], reduced[1, 1], reduced[2, 2]))
+            closest = _place_all(tables.images, sites, n_sites, closest, needed, free, lattice, work, state)
+            if closest < needed:
+                continue
+            if closest < 1.0:
+                _widen(drawn.cell[row], metric, 1.0 / math.sqrt(closest) * (1.0 + 1e-9))
+            positions = drawn.positions[place : place + n_atoms]
+            _wrap(work, positions)
+            if is_more_symmetric(
+                tables.coset[tables.coset_start[group] : tables.coset_start[group + 1]],
+                tables.centring[tables.centring_start[group] : tables.centring_start[group + 1]],
+                sites,
+                n_sites,
+                positions,
+                metric,
+                SMALLEST_SHIFT,
+            ):
+                continue
+            drawn.combination[row] = combination
+            drawn.attempts[row] = attempt + 1
+            drawn.closest[row] = math.sqrt(max(closest, 1.0))
+            _finish(tables, sites, n_sites, elements, place, drawn, state)
+            place += n_atoms
+            drawn.atom_start[row + 1] = place
+            break
+    return len(groups)
+
+
+@njit(cache=True, nogil=True)
+def _wrap(work, positions):
+    """Copy the atoms in place into [0, 1)."""
+    for atom in range(len(positions)):
+        for i in range(3):
+            value = work[X + i, atom] - math.floor(work[X + i, atom])
+            positions[atom, i] = 0.0 if value >= 1.0 else value  # a tiny negative coordinate
+
+
+@njit(cache=True, nogil=True)
+def _set_sites(tables, combination, sites):
+    """Write the sites of a combination (see `hxrd.kernels.crowding`) and return how many they are."""
+    first = tables.site_start[combination]
+    n_sites = tables.site_start[combination + 1] - first
+    for site in range(n_sites):
+        position = tables.site_position[first + site]
+        sites[site, FIRST_IMAGE] = tables.image_start[position]
+        sites[site, N_FREE] = tables.n_free[position]
+        sites[site, SPECIES] = tables.site_species[first + site]
+        size = tables.image_start[position + 1] - tables.image_start[position]
+        sites[site + 1, START] = sites[site, START] + size
+    return n_sites
+
+
+@njit(cache=True, nogil=True)
+def _choose_elements(tables, combination, elements, state):
+    """Take a set of elements of the combination's formula, with some of them replaced by their like."""
+    formula = tables.formula[combination]
+    row = chosen(tables.set_weight, tables.set_start[formula], tables.set_start[formula + 1], state)
+    n_species = 0
+    for site in range(tables.site_start[combination], tables.site_start[combination + 1]):
+        n_species = max(n_species, tables.site_species[site] + 1)
+    for species in range(n_species):
+        elements[species] = tables.set_elements[row, species]
+    n_elements = len(tables.atom_volume)
+    for species in range(n_species):
+        if uniform(state) < _SUBSTITUTED:
+            other = chosen(tables.substitute[elements[species]], 0, n_elements, state)
+            is_new = True
+            for known in range(n_species):
+                is_new = is_new and elements[known] != other
+            if is_new:
+                elements[species] = other
+    for species in range(n_species, MOST_SPECIES):
+        elements[species] = -1
+
+
+@njit(cache=True, nogil=True)
+def _quantile(values, share):
+    place = share * (len(values) - 1)
+    low = min(int(place), len(values) - 2)
+    return values[low] + (place - low) * (values[low + 1] - values[low])
+
+
+@njit(cache=True, nogil=True)
+def _choose_cell(tables, group, combination, elements, cell, metric, reduced, state):
+    """Draw a cell whose lattice has the symmetry of the group's and no more; whether one was found."""
+    expected = 0.0
+    for site in range(tables.site_start[combination], tables.site_start[combination + 1]):
+        position = tables.site_position[site]
+        size = tables.image_start[position + 1] - tables.image_start[position]
+        expected += size * tables.atom_volume[elements[tables.site_species[site]]]
+    expected *= _quantile(tables.volume_ratio, uniform(state))
+    for _ in range(_LATTICES_TRIED):
+        _draw_shape(tables, group, combination, cell, state)
+        set_metric(cell, metric)
+        present = volume(metric)
+        if present < 0.05 * cell[0] * cell[1] * cell[2]:
+            continue
+        _widen(cell, metric, (expected / present) ** (1.0 / 3.0))
+        set_primitive(metric, tables.primitive[group], reduced)
+        if point_group_order(reduced, SMALLEST_TURN) == tables.lattice_order[group]:
+            return True
+    return False
+
+
+@njit(cache=True, nogil=True)
+def _draw_shape(tables, group, combination, cell, state):
+    """Set a cell of edge a = 1 Å, near the combination's known shape or one of its Bravais lattice's."""
+    shape = tables.shape[combination]
+    if np.isnan(shape[0]):
+        first, last = tables.pool_start[group], tables.pool_stop[group]
+        shape = tables.pool[first + int(uniform(state) * (last - first))]
+    family = tables.lattice[group]
+    cell[0] = cell[1] = cell[2] = 1.0
+    cell[3] = cell[4] = cell[5] = 90.0
+    if family <= 2:
+        cell[1] = math.exp(shape[0] + _LENGTH_JITTER * normal(state))
+    if family <= 4:
+        cell[2] = math.exp(shape[1] + _LENGTH_JITTER * normal(state))
+    if family == 4:
+        cell[5] = 120.0
+    if family == 0:
+        for i in range(3):
+            cell[3 + i] = _angle(shape[2 + i] + _COSINE_JITTER * normal(state))
+    elif family == 1:
+        cell[4] = _angle(shape[3] + _COSINE_JITTER * normal(state))
+
+
+@njit(cache=True, nogil=True)
+def _angle(cosine):
+    return math.degrees(math.acos(min(max(cosine, -0.9), 0.9)))
+
+
+@njit(cache=True, nogil=True)
+def _widen(cell, metric, factor):
+    """Scale all lengths of the cell."""
+    for i in range(3):
+        cell[i] *= factor
+    set_metric(cell, metric)
+
+
+@njit(cache=True, nogil=True)
+def _roominess(nearest, elements, shortest):
+    """Return the squared shortest lattice vector over the squared limit of like atoms, at most `_ROOMY`."""
+    room = _ROOMY
+    for species in range(len(elements)):
+        if elements[species] >= 0:
+            room = min(room, shortest / nearest[elements[species], elements[species]] ** 2)
+    return room
+
+
+@njit(cache=True, nogil=True)
+def _place_all(images, sites, n_sites, room, needed, free, lattice, work, state):
+    """Put all sites somewhere and return the smallest squared distance over its squared limit.
+
+    What is less than needed and cannot be mended is returned at once.
+    """
+    worst = smallest = room
+    for turn in range(1 + _SWEEPS):
+        smallest = worst
+        for site in range(n_sites):
+            known = n_sites if turn > 0 else site
+            fit = _place_site(images, sites, site, known, free, lattice, work, state)
+            smallest = min(smallest, fit)
+            if turn == 0 and sites[site, N_FREE] == 0:
+                worst = smallest
+            if worst < needed:
+                return worst
+        if smallest >= 1.0:
+            break
+    return smallest
+
+
+@njit(cache=True, nogil=True)
+def _place_site(images, sites, site, known, free, lattice, work, state):
+    """Put one site at the best of some places among the sites before `known`, itself left out.
+
+    One that is in place itself stays there unless it is squeezed and another place is better.
+    """
+    n_free = sites[site, N_FREE]
+    is_placed = known > site
+    best = -1.0
+    for candidate in range(1 if n_free == 0 else _CANDIDATES):
+        for i in range(n_free):
+            if not is_placed or candidate > _LOCAL_MOVES:
+                free[MOST_SITES, i] = uniform(state)
+            else:
+                free[MOST_SITES, i] = free[site, i] + (_LOCAL_MOVE * normal(state) if candidate > 0 else 0.0)
+        fit = crowding(images, sites, site, known, free, MOST_SITES, best, _ROOMY, lattice, work)
+        if fit > best:
+            best = fit
+            for i in range(n_free):
+                free[site, i] = free[MOST_SITES, i]
+        if best >= (1.0 if is_placed else _ROOMY):
+            break
+    set_images(images, sites, site, free, site, work, X, sites[site, START])
+    return best
+
+
+@njit(cache=True, nogil=True)
+def _finish(tables, sites, n_sites, elements, place, drawn, state):
+    """Write the element and B of every atom: one B for a species, of one crystal's temperature."""
+    warmth = uniform(state)
+    of_species = np.zeros(MOST_SPECIES)
+    for species in range(MOST_SPECIES):
+        if elements[species] >= 0:
+            share = min(max(warmth + _B_JITTER * normal(state), 0.0), 1.0)
+            of_species[species] = _quantile(tables.b_iso, share) * tables.b_factor[elements[species]]
+    for site in range(n_sites):
+        species = sites[site, SPECIES]
+        for atom in range(place + sites[site, START], place + sites[site + 1, START]):
+            drawn.element[atom] = elements[species]
+            drawn.b_iso[atom] = of_species[species]
