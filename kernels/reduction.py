@@ -94,7 +94,10 @@ def inverse(matrix):
             c, d = (i + 1) % 3, (i + 2) % 3
             result[i, j] = matrix[a, c] * matrix[b, d] - matrix[a, d] * matrix[b, c]
     determinant = matrix[0, 0] * result[0, 0] + matrix[0, 1] * result[1, 0] + matrix[0, 2] * result[2, 0]
-    return result / determinant
+    for i in range(3):
+        for j in range(3):
+            result[i, j] /= determinant
+    return result
 
 
 @compiled
@@ -104,6 +107,18 @@ def _product(left, right):
         for j in range(3):
             for k in range(3):
                 result[i, j] += left[i, k] * right[k, j]
+    return result
+
+
+@compiled
+def _congruent(matrix, metric):
+    """Metric in another basis, whose vectors are the columns of `matrix`."""
+    result = np.zeros((3, 3))
+    for i in range(3):
+        for j in range(3):
+            for k in range(3):
+                for l in range(3):
+                    result[i, j] += matrix[k, i] * metric[k, l] * matrix[l, j]
     return result
 
 
@@ -173,7 +188,7 @@ def reduced(cell, positions, marks, rotations, translations, tolerance, work):
         _move_origin(centre, n_rotations, n_sites, work)
         _keep_half(n_sites, work)
     return (
-        inverse(_product(_product(basis.T.copy(), metric), basis)),
+        inverse(_congruent(basis, metric)),
         basis,
         n_rotations,
         n_centrings,
@@ -216,11 +231,11 @@ def _key(rotation):
 def _gather_operations(rotations, translations, work):
     """Write the different rotations, identity first, and the translations of the identity."""
     keys = np.empty(MOST_ROTATIONS, np.int64)
-    identity = _key(np.eye(3))
-    keys[0] = identity
-    work.rotations[0] = np.eye(3)
-    work.translations[0] = 0.0
-    work.centrings[0] = 0.0
+    for i in range(3):
+        work.translations[0, i] = work.centrings[0, i] = 0.0
+        for j in range(3):
+            work.rotations[0, i, j] = 1.0 if i == j else 0.0
+    identity = keys[0] = _key(work.rotations[0])
     n_rotations, n_centrings = 1, 1
     for index in range(len(rotations)):
         key = _key(rotations[index])
@@ -231,7 +246,8 @@ def _gather_operations(rotations, translations, work):
             if shift > _BORDER:
                 if n_centrings == _MOST_CENTRINGS:
                     return 1, 1
-                work.centrings[n_centrings] = translations[index]
+                for axis in range(3):
+                    work.centrings[n_centrings, axis] = translations[index, axis]
                 n_centrings += 1
             continue
         known = False
@@ -261,7 +277,7 @@ def _average_metric(metric, n_rotations, tolerance, work):
     total = metric.copy()
     for index in range(1, n_rotations):
         rotation = work.rotations[index]
-        turned = _product(_product(rotation.T.copy(), metric), rotation)
+        turned = _congruent(rotation, metric)
         for i in range(3):
             for j in range(3):
                 if abs(turned[i, j] - metric[i, j]) > tolerance * largest:
