@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 from hxrd.kernels.compiled import compiled, compiled_fastmath
 from hxrd.kernels.corrections import CYLINDER_TERMS, cylinder_series, cylinder_transmission
-from hxrd.kernels.poisson import count_row, stream_key
+from hxrd.kernels.poisson import count_row, largest, stream_key
 
 BACKGROUND_TERMS = 10  # see `add_background`
 _NEGLIGIBLE = 1e-4  # of a hump or rise: beyond, it is left out
 _LN2 = math.log(2.0)
-_SMOOTH_STEP = 32  # points between which absorption and shifts are taken as linear in 2θ
+_SMOOTH_STEP = 100  # points between which absorption and shifts are taken as linear in 2θ
 
 
 @compiled_fastmath
@@ -196,7 +196,7 @@ def _mix(row, patterns, impurities, measurement, out):
             scale = np.float32(measurement.impurity_scale[row, slot])
             for i in range(len(out)):
                 out[i] += scale * impurities[other, i]
-    return _largest(out)
+    return largest(out)
 
 
 @compiled_fastmath
@@ -214,19 +214,6 @@ def _mark_measured(pattern, hidden, least_left, measured):
         measured[:] = True
         return False
     return True
-
-
-@compiled
-def _largest(values):
-    """Largest of numbers that are not negative: their bits, taken as integers, are in the same order.
-
-    Integers become vector code, floats (which may be NaN) would not: a tenth of the time.
-    """
-    bits = values.view(np.int32)
-    top = np.zeros(1, np.int32)
-    for i in range(len(bits)):
-        top[0] = max(top[0], bits[i])
-    return top.view(np.float32)[0]
 
 
 @compiled_fastmath
@@ -285,7 +272,7 @@ def _finish(expected, total, key, out):
         count_row(expected, total / _sum(expected), key, out)
     else:
         out[:] = expected
-    top = _largest(out)
+    top = largest(out)
     scale = np.float32(1.0) / top if top > 0.0 else np.float32(0.0)
     for i in range(len(out)):
         out[i] *= scale

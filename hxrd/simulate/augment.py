@@ -207,9 +207,9 @@ def _leave_out_the_strongest(
     """
     hosts, slots = np.nonzero(index >= 0)
     partners, weight, place = index[hosts, slots], fraction[hosts, slots], others.row[hosts, slots]
-    per_weight = own.maximum / (composition.mass * composition.volume)
-    foreign = weight * per_weight[partners] * others.intensity[place].sum(axis=1)
-    host_part = (1 - weight) * per_weight[hosts] * own.intensity[hosts].sum(axis=1)
+    cell_weight = composition.mass * composition.volume
+    foreign = weight * own.maximum[partners] / cell_weight[partners] * others.intensity[place].sum(axis=1)
+    host_part = (1 - weight) * own.maximum[hosts] / cell_weight[hosts] * own.intensity[hosts].sum(axis=1)
     out = ~((foreign > 0) & (foreign < host_part))
     index[hosts[out], slots[out]] = -1
     fraction[hosts[out], slots[out]] = 0
