@@ -6,7 +6,7 @@ drawing itself is compiled (`hxrd.kernels.wyckoff`); here its arrays become `Cry
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from typing import Literal
 
@@ -66,6 +66,38 @@ def parsed_identifier(identifier: str) -> tuple[int, int, int] | None:
     return (group, seed, number) if is_one and identifier_of(group, seed, number) == identifier else None
 
 
+class NumberedNames:
+    """Names made from numbers, piece by piece: a million take no memory.
+
+    Parameters
+    ----------
+    named : callable
+        Takes a range of numbers and returns their names.
+    numbers : range
+        In steps of 1.
+    """
+
+    def __init__(self, named: Callable[[range], list[str]], numbers: range) -> None:
+        self._named = named
+        self._numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of all of them, joined by line feeds."""
+        digest = hashlib.sha256()
+        for first in range(0, len(self), _NAMES_AT_ONCE):
+            names = self.read(first, first + _NAMES_AT_ONCE)
+            digest.update((("\n" if first else "") + "\n".join(names)).encode())
+        return digest.hexdigest()
+
+    def read(self, start: int, stop: int) -> list[str]:
+        """Return names `start` to `stop` (excluded)."""
+        return self._named(self._numbers[start:stop])
+
+
 class Generator:
     """Draws synthetic crystals; which one is decided by the settings and its number alone.
 
@@ -95,9 +127,14 @@ class Generator:
         draw_groups(self._cumulative, np.uint64(self.settings.seed), numbers, index)
         return self._groups[index]
 
-    def identifiers(self, n_crystals: int, start: int = 0) -> "Identifiers":
-        """Return the names of crystals by number, made only when looked at."""
-        return Identifiers(self, range(start, start + n_crystals))
+    def identifiers(self, n_crystals: int) -> NumberedNames:
+        """Return the names of the crystals from number 0 on."""
+        return NumberedNames(self._named, range(n_crystals))
+
+    def _named(self, numbers: range) -> list[str]:
+        groups = self.groups_of(np.arange(numbers.start, numbers.stop, dtype=np.uint64)).tolist()
+        seed = self.settings.seed
+        return [identifier_of(group, seed, number) for group, number in zip(groups, numbers, strict=True)]
 
     def draw(self, number: int) -> Crystal:
         """Return one crystal.
@@ -125,41 +162,6 @@ class Generator:
         numbers = np.asarray(numbers, dtype=np.uint64)
         seeds = np.full(len(numbers), self.settings.seed, dtype=np.uint64)
         return drawn_crystals(self.groups_of(numbers), seeds, numbers)
-
-
-class Identifiers:
-    """The names of synthetic crystals, made piece by piece: a million take no memory.
-
-    Parameters
-    ----------
-    generator : Generator
-    numbers : range
-    """
-
-    def __init__(self, generator: Generator, numbers: range) -> None:
-        self._generator = generator
-        self._numbers = numbers
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    @cached_property
-    def sha256(self) -> str:
-        """Digest of all of them, joined by line feeds."""
-        digest = hashlib.sha256()
-        for first in range(0, len(self), _NAMES_AT_ONCE):
-            names = self.read(first, first + _NAMES_AT_ONCE)
-            digest.update((("\n" if first else "") + "\n".join(names)).encode())
-        return digest.hexdigest()
-
-    def read(self, start: int, stop: int) -> list[str]:
-        """Return identifiers `start` to `stop` (excluded)."""
-        numbers = self._numbers[start:stop]
-        groups = self._generator.groups_of(np.arange(numbers.start, numbers.stop, dtype=np.uint64))
-        seed = self._generator.settings.seed
-        return [
-            identifier_of(group, seed, number) for group, number in zip(groups.tolist(), numbers, strict=True)
-        ]
 
 
 def crystals_named(identifiers: Sequence[str]) -> list[Crystal]:

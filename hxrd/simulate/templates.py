@@ -3,7 +3,7 @@
 Every change respects the space group of the template, so its label stays right.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import gemmi
 import msgspec
@@ -13,9 +13,13 @@ from numpy.typing import NDArray
 from hxrd.crystal.crystal import Crystal
 from hxrd.crystal.symmetry import find_symmetry
 from hxrd.errors import InputError, Rejected
+from hxrd.kernels.template import VariedTemplate, vary
 
 _LARGEST_MAP = 2_000_000  # operations × positions; beyond it only elements, scale and B vary
 _SAME_POSITION = 0.02  # fractional
+_SEEDS = 2**64
+_ONLY = np.uint64(0)
+_METRIC_PLACES = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 
 
 class TemplateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -60,21 +64,20 @@ class Template:
     ----------
     crystal : Crystal
         With the operations of its group.
-    rotations : ndarray, shape (n_operations, 3, 3)
-    inverse_rotations : ndarray, shape (n_operations, 3, 3)
     image : ndarray, shape (n_operations, n_positions), or None
         Which position each operation sends a position to; None where only elements, scale and B may vary.
-    position_of_site : ndarray, shape (n_sites,)
-        Species that share a position move together.
-    orbit_size : ndarray, shape (n_positions,)
+    arrays : VariedTemplate
+        What the compiled variation reads.
+    kinds : tuple of str
+        The different species, in alphabetical order.
+    kind_of_site : ndarray of int64, shape (n_sites,)
     """
 
     crystal: Crystal
-    rotations: NDArray[np.float64]
-    inverse_rotations: NDArray[np.float64]
     image: NDArray[np.int32] | None
-    position_of_site: NDArray[np.int64]
-    orbit_size: NDArray[np.float64]
+    arrays: VariedTemplate
+    kinds: tuple[str, ...]
+    kind_of_site: NDArray[np.int64]
 
 
 def make_template(crystal: Crystal) -> Template:
@@ -88,20 +91,52 @@ def make_template(crystal: Crystal) -> Template:
     trusted = found.space_group == crystal.space_group and _has_all_rotations(found)
     positions, position_of_site = _distinct_positions(crystal.positions)
     image = _images(found, positions) if trusted else None
-    rotations = found.rotations.astype(np.float64) if image is not None else np.eye(3)[None]
-    orbit_size = (
-        np.array([len(np.unique(column)) for column in image.T], dtype=np.float64)
-        if image is not None
-        else np.ones(len(positions))
+    kinds, kind_of_site = np.unique(np.array(crystal.species), return_inverse=True)
+    orbit, move = _free_moves(found, image, position_of_site)
+    arrays = VariedTemplate(
+        basis=np.linalg.cholesky(crystal.metric),
+        average=_metric_average(found.rotations.astype(np.float64)) if image is not None else np.eye(6),
+        is_trusted=int(image is not None),
+        positions=np.ascontiguousarray(crystal.positions, dtype=np.float64),
+        orbit=orbit,
+        n_orbits=int(orbit.max()) + 1,
+        move=move,
+        b_iso=np.ascontiguousarray(crystal.b_iso, dtype=np.float64),
+        n_kinds=len(kinds),
     )
-    return Template(
-        crystal=crystal,
-        rotations=rotations,
-        inverse_rotations=np.linalg.inv(rotations).astype(np.float64),
-        image=image,
-        position_of_site=position_of_site,
-        orbit_size=orbit_size,
-    )
+    return Template(crystal, image, arrays, tuple(kinds.tolist()), kind_of_site.ravel().astype(np.int64))
+
+
+def _metric_average(rotations: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the matrix (6, 6) that averages g11 g22 g33 g23 g13 g12 over rotations, shape (n, 3, 3)."""
+    average = np.empty((6, 6))
+    for column, (i, j) in enumerate(_METRIC_PLACES):
+        unit = np.zeros((3, 3))
+        unit[i, j] = unit[j, i] = 1.0
+        mean = np.einsum("nki,kl,nlj->ij", rotations, unit, rotations) / len(rotations)
+        average[:, column] = [mean[place] for place in _METRIC_PLACES]
+    return average
+
+
+def _free_moves(
+    crystal: Crystal, image: NDArray[np.int32] | None, position_of_site: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the orbit of every site, and what takes a Cartesian move of the orbit to the site's own.
+
+    The move of an orbit's first position is averaged over the operations that leave it in place; another
+    position moves as the operation turns it that leads there.
+    """
+    n_sites = len(position_of_site)
+    if image is None:
+        return np.zeros(n_sites, dtype=np.int64), np.zeros((n_sites, 3, 3))
+    rotations = crystal.rotations.astype(np.float64)
+    first = image.min(axis=0)
+    orbit_numbers, orbit = np.unique(first, return_inverse=True)
+    to_fractional = np.linalg.inv(np.linalg.cholesky(crystal.metric)).T
+    kept = np.stack([rotations[image[:, start] == start].mean(axis=0) for start in orbit_numbers])
+    leads = np.array([np.argmax(image[:, first[place]] == place) for place in range(image.shape[1])])
+    move = rotations[leads] @ kept[orbit.ravel()] @ to_fractional
+    return orbit.ravel()[position_of_site].astype(np.int64), np.ascontiguousarray(move[position_of_site])
 
 
 def _has_all_rotations(crystal: Crystal) -> bool:
@@ -146,8 +181,11 @@ class TemplateSampler:
     def __init__(self, templates: list[Template], settings: TemplateSettings, elements: list[str]):
         self.templates = templates
         self.settings = settings
-        self.elements = np.array(elements)
-        most = max((len(set(template.crystal.species)) for template in templates), default=0)
+        self._names, pool = np.unique(np.array(elements), return_inverse=True)
+        self._pool = pool.ravel().astype(np.int64)
+        self._numbers = np.array([getattr(settings, name) for name in settings.__struct_fields__])
+        most = max((len(template.kinds) for template in templates), default=0)
+        self._pool_ranges = [np.tile([0, len(pool)], (n_kinds, 1)) for n_kinds in range(most + 1)]
         if len(set(elements)) < most:
             raise InputError(
                 f"{len(set(elements))} elements to put in are fewer than the {most} of a template"
@@ -155,64 +193,44 @@ class TemplateSampler:
 
     def draw(self, index: int, rng: np.random.Generator) -> Crystal:
         """Return a variation of one template; the same generator state gives the same crystal."""
-        template, settings = self.templates[index], self.settings
+        return self.draw_seeded(index, int(rng.integers(_SEEDS, dtype=np.uint64)))
+
+    def draw_seeded(self, index: int, seed: int) -> Crystal:
+        """Return a variation of one template; the seed, from 0 to 2⁶⁴ - 1, decides all of it."""
+        template = self.templates[index]
         crystal = template.crystal
-        exchange = rng.random() < settings.exchange_probability
-        return replace(
-            crystal,
-            species=self._exchanged(crystal.species, rng) if exchange else crystal.species,
-            cell=_cell_from_metric(self._strained_metric(template, rng)),
-            positions=self._moved(template, rng),
-            b_iso=self._displacement_parameters(crystal, rng),
+        n_sites = len(template.kind_of_site)
+        chosen = np.empty(len(template.kinds), dtype=np.int64)
+        cell, positions, b_iso = np.empty(6), np.empty((n_sites, 3)), np.empty(n_sites)
+        pool_range = self._pool_ranges[len(template.kinds)]
+        vary(
+            template.arrays,
+            self._numbers,
+            self._pool,
+            pool_range,
+            np.uint64(seed),
+            _ONLY,
+            _ONLY,
+            chosen,
+            cell,
+            positions,
+            b_iso,
         )
-
-    def _exchanged(self, species: tuple[str, ...], rng: np.random.Generator) -> tuple[str, ...]:
-        old = sorted(set(species))
-        new: list[str] = []
-        while len(new) < len(old):
-            element = str(self.elements[rng.integers(len(self.elements))])
-            if element not in new:
-                new.append(element)
-        exchange = dict(zip(old, new, strict=True))
-        return tuple(exchange[name] for name in species)
-
-    def _strained_metric(self, template: Template, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Metric tensor after a random strain, averaged over the point group so that its system stays."""
-        strain = rng.normal(0.0, self.settings.strain_sigma, (3, 3))
-        strain = np.eye(3) + (strain + strain.T) / 2
-        scale = np.exp(rng.normal(0.0, self.settings.scale_sigma))
-        metric = template.crystal.metric
-        if len(template.rotations) == 1 and template.image is None:
-            return metric * scale**2
-        basis = np.linalg.cholesky(metric)
-        strained = basis @ strain @ strain @ basis.T
-        rotations = template.rotations
-        averaged = np.einsum("nki,kl,nlj->ij", rotations, strained, rotations) / len(rotations)
-        return averaged * scale**2
-
-    def _moved(self, template: Template, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Positions after a random move of every orbit that the site symmetry allows."""
-        crystal, image = template.crystal, template.image
-        if image is None or self.settings.displacement == 0:
-            return crystal.positions
-        basis = np.linalg.cholesky(crystal.metric)
-        moves = rng.normal(0.0, self.settings.displacement, (len(template.orbit_size), 3)) @ np.linalg.inv(
-            basis
+        species = crystal.species
+        if chosen[0] >= 0:
+            names = [self._names[element] for element in chosen.tolist()]
+            species = tuple([names[kind] for kind in template.kind_of_site.tolist()])
+        return Crystal(
+            crystal.identifier,
+            cell,
+            species,
+            positions,
+            crystal.occupancy,
+            b_iso,
+            crystal.space_group,
+            crystal.rotations,
+            crystal.translations,
         )
-        averaged = np.einsum("nij,npj->pi", template.inverse_rotations, moves[image]) / len(image)
-        averaged *= np.sqrt(template.orbit_size)[:, None]  # averaging over the orbit shrank them
-        return crystal.positions + averaged[template.position_of_site]
-
-    def _displacement_parameters(self, crystal: Crystal, rng: np.random.Generator) -> NDArray[np.float64]:
-        if rng.random() >= self.settings.b_iso_probability:
-            return crystal.b_iso
-        return np.full(len(crystal.b_iso), np.round(rng.uniform(0.0, self.settings.b_iso_max), 3))
-
-
-def _cell_from_metric(metric: NDArray[np.float64]) -> NDArray[np.float64]:
-    a, b, c = np.sqrt(np.diag(metric))
-    cosines = np.array([metric[1, 2] / (b * c), metric[0, 2] / (a * c), metric[0, 1] / (a * b)])
-    return np.array([a, b, c, *np.degrees(np.arccos(np.clip(cosines, -1, 1)))])
 
 
 def templates_from(crystals: list[Crystal]) -> tuple[list[Template], list[str]]:
