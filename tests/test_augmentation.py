@@ -1,5 +1,7 @@
 """Augmentations: their files, what they draw, and what the patterns then show."""
 
+from pathlib import Path
+
 import msgspec
 import numpy as np
 import pytest
@@ -63,6 +65,18 @@ def test_presets_bound_what_would_make_a_label_wrong():
             assert 0.5 <= preset.texture.march[0] <= preset.texture.march[1] <= 2
         if preset.impurity is not None:
             assert preset.impurity.phases * preset.impurity.weight_fraction[1] <= 0.2
+
+
+def test_every_effect_and_preset_is_described_with_its_picture():
+    docs = Path(__file__).resolve().parent.parent / "docs"
+    text = (docs / "augmentation.md").read_text(encoding="utf-8")
+    named = {"name", "description", "source", "least_left"}
+    effects_of_it = [field for field in Augmentation.__struct_fields__ if field not in named]
+    for name in effects_of_it:
+        assert f"### `{name}`" in text
+    for name in [*effects_of_it, *augmentation_names()]:
+        assert f"(images/augment_{name}.png)" in text
+        assert (docs / "images" / f"augment_{name}.png").is_file()
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ class DisplacementJitter(_Effect, frozen=True, kw_only=True, forbid_unknown_fiel
     Parameters
     ----------
     sigma : float
-        Standard deviation of ln B, drawn for each species of a crystal.
+        Standard deviation of ln B, drawn for each species of a crystal; B grows to `LARGEST_B_ISO` at most.
     missing : Range
         Å²: what stands for a B of 0 (a record without one); one value a pattern, before the jitter.
     """
