@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from hxrd.crystal.crystal import Crystal
 from hxrd.crystal.operations import images_of_site, operations_from_group
 from hxrd.errors import Rejected
+from hxrd.physics.instrument import Instrument
+from hxrd.physics.packing import rejections
 from hxrd.sources.prototypes import PrototypeSource
 
 Site = tuple[str, tuple[float, float, float]]
@@ -121,6 +123,19 @@ def strained(crystal: Crystal, factor: float) -> Crystal:
     """Return the crystal with its edges stretched by `factor`."""
     stretch = np.array([factor] * 3 + [1.0] * 3)
     return dataclasses.replace(crystal, cell=crystal.cell * stretch)
+
+
+def copies_of(crystal: Crystal, number: int) -> list[Crystal]:
+    """Return the crystal so many times, each with a slightly different cell."""
+    return [strained(crystal, 1 + 1e-4 * i) for i in range(number)]
+
+
+def mixed(number: int, instrument: Instrument) -> list[Crystal]:
+    """Return so many crystals of all sizes: prototypes again and again, with slightly different cells."""
+    readable, _ = prototypes()
+    reasons = rejections(readable, instrument)
+    good = [crystal for crystal, reason in zip(readable, reasons, strict=True) if reason is None]
+    return [strained(good[i % len(good)], 1 + 1e-4 * (i // len(good))) for i in range(number)]
 
 
 def prototypes() -> tuple[list[Crystal], dict[str, str]]:
