@@ -199,8 +199,7 @@ def xray_sticks(effort: Effort) -> list[Line]:
             effort,
         )
         lines += [
-            replace(line, agreement=f"sticks within {apart:.0e}, two tables of form factors")
-            for line in found
+            replace(line, agreement=f"sticks within {apart:.0e}, form factors differ") for line in found
         ]
     return lines
 
