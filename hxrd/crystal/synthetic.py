@@ -225,11 +225,11 @@ def _crystals(
         crystals.append(
             Crystal(
                 identifier,
-                drawn.cell[row],
+                drawn.cell[row].copy(),  # a view would keep the whole batch in memory
                 tuple(names[start:stop].tolist()),
-                drawn.positions[start:stop],
+                drawn.positions[start:stop].copy(),
                 np.ones(stop - start),
-                drawn.b_iso[start:stop],
+                drawn.b_iso[start:stop].copy(),
                 group,
                 rotations,
                 translations,

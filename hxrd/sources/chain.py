@@ -15,11 +15,12 @@ from hxrd.sources.cif_tree import CifTree
 from hxrd.sources.jsonl import JsonlSource
 from hxrd.sources.prototypes import PrototypeSource
 from hxrd.sources.source import Source, UnknownIdentifier
+from hxrd.sources.synthetic import SyntheticSource
 
 SOURCES_VARIABLE = "HXRD_SOURCES"
 _KEPT = 4096  # crystals that are not asked for again
 _LARGEST_KEPT = 500  # sites; a larger crystal is not kept, so that all together stay below some 100 MB
-_KINDS_TEXT = "cif:DIR, prototypes, jsonl:FILE or jsonl:FILE.gz"
+_KINDS_TEXT = "cif:DIR, prototypes, jsonl:FILE, jsonl:FILE.gz or synthetic"
 _ICSD_NUMBER = re.compile(r"(?:icsd[ _-]*(?:collcode)?[ _-]*)?\d{1,7}", re.IGNORECASE)
 
 
@@ -130,10 +131,10 @@ def _open_source(spec: str) -> Source:
         raise UsageError(f"source {spec!r}: {_LATER[kind]}")
     if kind not in _KINDS:
         raise UsageError(f"unknown source {spec!r}: it must be one of {_KINDS_TEXT}")
-    if kind == "prototypes":
+    if kind in ("prototypes", "synthetic"):
         if separator:
-            raise UsageError(f"source {spec!r}: `prototypes` takes no path")
-        return PrototypeSource()
+            raise UsageError(f"source {spec!r}: `{kind}` takes no path")
+        return _KINDS[kind]()
     if not where:
         raise UsageError(f"source {spec!r} names no path: it must be one of {_KINDS_TEXT}")
     return _KINDS[kind](Path(where).expanduser())
@@ -143,6 +144,7 @@ _KINDS: dict[str, Callable[..., Source]] = {
     "cif": CifTree,
     "prototypes": PrototypeSource,
     "jsonl": JsonlSource,
+    "synthetic": SyntheticSource,
 }
 _LATER = {
     "optimade": "OPTIMADE is not available in this version; download CIF files and use cif:DIR",
