@@ -39,7 +39,7 @@ XRAYS = with_overrides(
 XRAY_PATTERNS = with_overrides(load_instrument("paper"), probe="xray", wavelength="CuKa1")
 STICKS_APART = 1e-4  # of the largest
 CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
-_BLAS_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+_BLAS_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -366,7 +366,7 @@ def compile_kernels() -> None:
 def main() -> None:
     """Run the sections that were asked for, print them, and write JSON."""
     if any(os.environ.get(name) != "1" for name in _BLAS_THREADS[:2]):  # read when numpy is loaded
-        environment = os.environ | dict.fromkeys(_BLAS_THREADS[:3], "1")
+        environment = os.environ | dict.fromkeys(_BLAS_THREADS, "1")
         os.execve(sys.executable, [sys.executable, *sys.argv], environment)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="write figures, hardware, versions and commit to this file")
@@ -388,8 +388,7 @@ def main() -> None:
             print(table(found), flush=True)
             lines += found
     shares = parts(effort) if options.only in "breakdown" else {}
-    for name, found_parts in shares.items():
-        print(f"{name}: {breakdown.text(found_parts)}")
+    print(*(f"{name}: {breakdown.text(found)}" for name, found in shares.items()), sep="\n")
     if options.json:
         options.json.write_text(
             json.dumps(record(lines, shares, options.clock), indent=1, ensure_ascii=False) + "\n", "utf-8"
