@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from hxrd.cores import available_cores
 from hxrd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -164,6 +165,12 @@ def _check_device(context: click.Context, parameter: click.Parameter, value: str
     return value
 
 
+def _check_workers(context: click.Context, parameter: click.Parameter, value: int | None) -> int | None:
+    if value is not None and value > (available := available_cores()):
+        raise click.BadParameter(f"{value} threads are more than the {available} that this machine allows")
+    return value
+
+
 # Options ------------------------------------------------------------------------------------------
 
 
@@ -219,7 +226,11 @@ seed_option = click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all random numbers."
 )
 workers_option = click.option(
-    "--workers", type=click.IntRange(min=1), metavar="N", help="Processor threads.  [default: all]"
+    "--workers",
+    type=click.IntRange(min=1),
+    callback=_check_workers,
+    metavar="N",
+    help="Processor threads.  [default: all]",
 )
 device_option = click.option(
     "--device",
@@ -256,23 +267,6 @@ logging_options = _stack(
         help="Append every message to this file.",
     ),
 )
-
-
-def set_workers(workers: int | None) -> None:
-    """Let compiled loops use this many processor threads; None leaves it at all.
-
-    Raises
-    ------
-    UsageError
-        More than this machine allows.
-    """
-    if workers is None:
-        return
-    import numba
-
-    if workers > numba.get_num_threads():
-        raise UsageError(f"--workers {workers}: this machine allows {numba.get_num_threads()}")
-    numba.set_num_threads(workers)
 
 
 def command_line() -> str:

@@ -1,6 +1,5 @@
 """`hxrd simulate`: identifiers to an archive of patterns."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,8 +86,6 @@ def simulate(
         if identifiers == "-":
             raise UsageError("identifiers come from stdin: name the archive with -o")
         output = options.default_output(Path(identifiers), ".zarr")
-    if workers is not None and workers > (available := len(os.sched_getaffinity(0))):
-        raise UsageError(f"--workers {workers}: this machine allows {available}")
     from hxrd.simulate import run
     from hxrd.simulate.augmentation import load_augmentation
     from hxrd.simulate.identifiers import IdentifierFile

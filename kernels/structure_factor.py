@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from hxrd.kernels.compiled import compiled, compiled_fastmath
 from hxrd.kernels.reflections import LANES
 
-
 _C2, _C3, _C4, _C5, _C6, _C7, _C8 = ((-1) ** n / math.factorial(n) for n in range(2, 9))
 
 

@@ -142,7 +142,7 @@ class ArchiveInput:
             self.archive.read(start, stop),
             self.archive.two_theta,
             self.wavelength,
-            list(self.archive.source_id[start:stop]),
+            self.archive.source_ids(start, stop),
             [REJECTED if text else "" for text in reason],
             reason,
             self.archive.space_group[start:stop],

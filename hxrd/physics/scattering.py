@@ -1,6 +1,7 @@
 """How strongly an atom scatters: neutron scattering lengths and X-ray form factors."""
 
 import re
+import threading
 from functools import cache
 
 import gemmi
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from hxrd.errors import Rejected
 
+_LOADING = threading.Lock()
 _SPECIES = re.compile(r"(\d*)([A-Z][a-z]?)")
 
 
@@ -51,6 +53,8 @@ def _sears1992(element: str) -> complex | None:
 def _periodictable(mass: str, element: str) -> complex | None:
     import periodictable
 
+    with _LOADING:  # its tables are filled when first asked for, which two threads must not do at once
+        periodictable.H.neutron  # noqa: B018
     try:
         atom = periodictable.elements.symbol(element)
         neutron = (atom[int(mass)] if mass else atom).neutron

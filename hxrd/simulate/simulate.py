@@ -1,6 +1,5 @@
 """Crystals to powder patterns, on as many threads as there are cores."""
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
@@ -8,6 +7,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from hxrd.cores import available_cores
 from hxrd.crystal.crystal import Crystal
 from hxrd.errors import Rejected
 from hxrd.kernels import powder
@@ -197,7 +197,7 @@ def in_parts(
     threads : int, optional
         1 stays on the calling thread.  [default: all cores that this process may use]
     """
-    n_threads = threads or len(os.sched_getaffinity(0))
+    n_threads = threads or available_cores()
     if not costs:
         return
     if n_threads == 1 or len(costs) < 2 * _FEWEST_IN_PART:
