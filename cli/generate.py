@@ -1,6 +1,5 @@
 """`hxrd generate`: synthetic crystals and their patterns."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,8 +137,6 @@ def generate(
         raise UsageError("--source names where the crystals of --templates are: give both")
     if templates is not None and (groups != ALL_GROUPS or weights != "even"):
         raise UsageError("--templates decide the space groups: leave out --groups and --weights")
-    if workers is not None and workers > (available := len(os.sched_getaffinity(0))):
-        raise UsageError(f"--workers {workers}: this machine allows {available}")
     from hxrd.simulate import run
     from hxrd.simulate.augmentation import load_augmentation
     from hxrd.simulate.plan import Plan
