@@ -16,7 +16,9 @@ from hxrd.kernels.lattice import normal, set_metric, start_stream, uniform
 
 EXCHANGE, SCALE, STRAIN, MOVE, B_PROBABILITY, B_LARGEST = 0, 1, 2, 3, 4, 5
 """Places of `hxrd.simulate.templates.TemplateSettings` in an array of numbers."""
-_TRIES = 20_000  # of which the latter half goes through the pool in order
+_ATTEMPTS, _WITHOUT_EXCHANGE = 24, 10
+_FIRST_GROWTH, _MORE_GROWTH = 1.1, 0.03  # allowed volume over the drawn one, and more with each attempt
+_TRIES = 100  # of chance; then the pool is gone through in order
 _SHARED = 1.1  # summed occupancy
 _INDEX = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 
@@ -54,6 +56,37 @@ class VariedTemplate(NamedTuple):
     n_kinds: int
 
 
+class Surroundings(NamedTuple):
+    """What decides how near atoms may be to each other, and which elements may be put in.
+
+    Parameters
+    ----------
+    own : ndarray of int64, shape (n_kinds,)
+        Element of each species of the template, by number.
+    kind_of_site : ndarray of int64, shape (n_sites,)
+    occupancy : ndarray, shape (n_sites,)
+    amounts : ndarray, shape (n_kinds,)
+        Atoms of each species in the cell.
+    pool_range : ndarray of int64, shape (n_kinds, 2)
+        See `vary`.
+    own_room : float
+        Least room (see `roominess`) where nothing better is found.
+    nearest : ndarray, shape (n_elements, n_elements)
+        Limits in Å.
+    atom_volume : ndarray, shape (n_elements,)
+        Å³.
+    """
+
+    own: NDArray[np.int64]
+    kind_of_site: NDArray[np.int64]
+    occupancy: NDArray[np.float64]
+    amounts: NDArray[np.float64]
+    pool_range: NDArray[np.int64]
+    own_room: float
+    nearest: NDArray[np.float64]
+    atom_volume: NDArray[np.float64]
+
+
 @njit(cache=True, nogil=True)
 def vary(template, settings, pool, pool_range, seed, number, attempt, chosen, cell, positions, b_iso):
     """Draw one variation; seed, number and attempt decide all of it.
@@ -89,10 +122,11 @@ def vary(template, settings, pool, pool_range, seed, number, attempt, chosen, ce
 def _new_element(pool, pool_range, chosen, kind, state):
     """Return an element of the species' part of the pool that no species before has; -1: none was found."""
     first, last = pool_range[kind, 0], pool_range[kind, 1]
-    for attempt in range(_TRIES):
-        element = pool[first + int(uniform(state) * (last - first))]
-        if attempt >= _TRIES // 2:  # luck has not helped: take the first that is new
-            element = pool[first + (attempt - _TRIES // 2) % (last - first)]
+    for attempt in range(_TRIES + last - first):
+        if attempt < _TRIES:
+            element = pool[first + int(uniform(state) * (last - first))]
+        else:
+            element = pool[first + attempt - _TRIES]
         is_new = True
         for known in range(kind):
             is_new = is_new and chosen[known] != element
@@ -161,7 +195,78 @@ def _move(template, settings, positions, state):
 
 
 @njit(cache=True, nogil=True)
-def roominess(template, elements, nearest, occupancy, cell, positions, roomy):
+def vary_sanely(template, context, settings, pool, seed, number, chosen, cell, positions, b_iso):
+    """Draw variations until one keeps its atoms apart; return after how many attempts, 0 where none does.
+
+    The volume follows the size of the new atoms. A cell may grow to bring atoms apart, with every attempt a
+    little more; the last attempts keep the elements, and atoms may be as near as in the template.
+
+    Parameters
+    ----------
+    template : VariedTemplate
+    context : Surroundings
+    settings, pool, seed, number, chosen, cell, positions, b_iso
+        See `vary`.
+    """
+    settings = settings.copy()
+    elements = np.empty(template.n_kinds, np.int64)
+    own_size = _size(context, context.own)
+    needed = 1.0
+    for attempt in range(_ATTEMPTS):
+        if attempt == _WITHOUT_EXCHANGE:
+            settings[EXCHANGE] = 0.0
+            needed = context.own_room
+        vary(
+            template,
+            settings,
+            pool,
+            context.pool_range,
+            seed,
+            number,
+            np.uint64(attempt),
+            chosen,
+            cell,
+            positions,
+            b_iso,
+        )
+        if settings[EXCHANGE] > 0.0 and not _are_distinct(context.own, chosen, elements):
+            continue
+        for kind in range(template.n_kinds):
+            elements[kind] = chosen[kind] if chosen[kind] >= 0 else context.own[kind]
+        factor = (_size(context, elements) / own_size) ** (1.0 / 3.0)
+        for i in range(3):
+            cell[i] *= factor
+        closest = roominess(template, context, elements, cell, positions, needed) / needed
+        if closest ** (-1.5) <= _FIRST_GROWTH + _MORE_GROWTH * attempt:
+            if closest < 1.0:
+                for i in range(3):
+                    cell[i] *= (1.0 + 1e-9) / math.sqrt(closest)
+            return attempt + 1
+    return 0
+
+
+@njit(cache=True, nogil=True)
+def _size(context, elements):
+    """Return the volume of all atoms, Å³."""
+    total = 0.0
+    for kind in range(len(elements)):
+        total += context.amounts[kind] * context.atom_volume[elements[kind]]
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _are_distinct(own, chosen, elements):
+    """Whether the species that chosen elements make are different ones; `elements` is scratch."""
+    for kind in range(len(own)):
+        elements[kind] = chosen[kind] if chosen[kind] >= 0 else own[kind]
+        for known in range(kind):
+            if elements[known] == elements[kind]:
+                return False
+    return True
+
+
+@njit(cache=True, nogil=True)
+def roominess(template, context, elements, cell, positions, roomy):
     """Return the smallest squared distance of two atoms over its squared limit, at most `roomy`.
 
     Atoms that can stand in for each other, with occupancies that sum to no more than 1.1, are not held
@@ -170,11 +275,10 @@ def roominess(template, elements, nearest, occupancy, cell, positions, roomy):
     Parameters
     ----------
     template : VariedTemplate
-    elements : ndarray of int64, shape (n_sites,)
-        Row of `nearest` for each site.
-    nearest : ndarray, shape (n_elements, n_elements)
-        Limits in Å.
-    occupancy, cell, positions : ndarray, shape (n_sites,), (6,), (n_sites, 3)
+    context : Surroundings
+    elements : ndarray of int64, shape (n_kinds,)
+        Element of each species.
+    cell, positions : ndarray, shape (6,), (n_sites, 3)
     roomy : float
     """
     metric, lattice = np.empty((3, 3)), np.empty(10)
@@ -182,14 +286,15 @@ def roominess(template, elements, nearest, occupancy, cell, positions, roomy):
     set_lattice(metric, lattice)
     is_seen = np.zeros(template.n_orbits, np.bool_)
     smallest = roomy
-    for site in range(len(elements)):
+    for site in range(len(positions)):
         if is_seen[template.orbit[site]]:
             continue
         is_seen[template.orbit[site]] = True
-        for other in range(len(elements)):
-            if occupancy[site] + occupancy[other] <= _SHARED:
+        own = elements[context.kind_of_site[site]]
+        for other in range(len(positions)):
+            if context.occupancy[site] + context.occupancy[other] <= _SHARED:
                 continue
-            limit = nearest[elements[site], elements[other]]
+            limit = context.nearest[own, elements[context.kind_of_site[other]]]
             x = positions[other, 0] - positions[site, 0]
             y = positions[other, 1] - positions[site, 1]
             z = positions[other, 2] - positions[site, 2]

@@ -10,16 +10,13 @@ from hxrd.crystal.crystal import Crystal
 from hxrd.crystal.synthetic import NumberedNames
 from hxrd.crystal.synthetic_table import element_names, tables
 from hxrd.errors import InputError, Rejected
-from hxrd.kernels.template import roominess, vary
+from hxrd.kernels.template import Surroundings, roominess, vary_sanely
 from hxrd.simulate.templates import Template, TemplateSettings, make_template
 from hxrd.sources import SourceChain, UnknownIdentifier
 
 USUAL = TemplateSettings(scale_sigma=0.03)
 """As in training, but for the scale: the volume follows the elements by itself."""
 
-ATTEMPTS = 60
-_WITHOUT_EXCHANGE = 45  # from this attempt on, a crystal keeps its elements
-_FIRST_GROWTH, _MORE_GROWTH = 1.1, 0.02
 _CLOSER = 0.95  # of their own smallest distance, where that is below the limit
 _POOL_SIZE = 256  # elements that may stand for one, as often as they are to be drawn
 _STAND_INS = {"D": "H"}
@@ -48,7 +45,8 @@ class TemplateSource:
     Raises
     ------
     InputError
-        One of them is not in the sources, or none can be varied.
+        One of them is not in the sources, or none can be varied. One that is no usable crystal, or whose
+        atoms do not have the declared group, is left out and named.
     """
 
     def __init__(
@@ -59,13 +57,12 @@ class TemplateSource:
         settings: TemplateSettings = USUAL,
     ) -> None:
         self._specification = f"templates of {', '.join(chain.describe())}"
-        self._seed = seed
+        self._seed = np.uint64(seed)
         self._numbers = np.array([getattr(settings, name) for name in settings.__struct_fields__])
         self._templates = _usable_templates(identifiers, chain)
         self._names = [template.crystal.identifier for template in self._templates]
-        self._elements = [_element_numbers(template) for template in self._templates]
+        self._surroundings = [_surroundings(template) for template in self._templates]
         self._pools = _pools()
-        self._own_room = [_own_room(*pair) for pair in zip(self._templates, self._elements, strict=True)]
 
     def identifiers(self, number: int) -> NumberedNames:
         """Return the names of so many variations; the crystals take turns."""
@@ -92,65 +89,45 @@ class TemplateSource:
         return self._specification
 
     def _varied(self, index: int, number: int, identifier: str) -> Crystal:
-        template, own = self._templates[index], self._elements[index]
-        crystal = template.crystal
-        table = tables()
-        chosen = np.empty(len(own), dtype=np.int64)
-        n_sites = len(crystal.species)
+        template = self._templates[index]
+        n_sites = len(template.kind_of_site)
+        chosen = np.empty(len(template.kinds), dtype=np.int64)
         cell, positions, b_iso = np.empty(6), np.empty((n_sites, 3)), np.empty(n_sites)
-        pool_range = np.stack([own * _POOL_SIZE, (own + 1) * _POOL_SIZE], axis=1)
-        settings = self._numbers.copy()
-        seed, count, needed = np.uint64(self._seed), np.uint64(number), 1.0
-        for attempt in range(ATTEMPTS):
-            if attempt == _WITHOUT_EXCHANGE:
-                settings[0] = 0.0
-                needed = self._own_room[index]
-            vary(
-                template.arrays,
-                settings,
-                self._pools,
-                pool_range,
-                seed,
-                count,
-                np.uint64(attempt),
-                chosen,
-                cell,
-                positions,
-                b_iso,
-            )
-            elements = np.where(chosen >= 0, chosen, own)
-            if settings[0] > 0 and len(set(elements.tolist())) < len(own):  # two species became one
-                continue
-            _follow_sizes(cell, template, own, elements, table.atom_volume)
-            of_site = elements[template.kind_of_site]
-            closest = roominess(
-                template.arrays, of_site, table.nearest, crystal.occupancy, cell, positions, needed
-            )
-            closest /= needed
-            if closest**-1.5 <= _FIRST_GROWTH + _MORE_GROWTH * attempt:
-                cell[:3] *= closest**-0.5 * (1 + 1e-9)
-                return _crystal(template, identifier, chosen, cell, positions, b_iso)
-        raise Rejected(f"no variation with sane distances was found in {ATTEMPTS} attempts")
+        attempts = vary_sanely(
+            template.arrays,
+            self._surroundings[index],
+            self._numbers,
+            self._pools,
+            self._seed,
+            np.uint64(number),
+            chosen,
+            cell,
+            positions,
+            b_iso,
+        )
+        if not attempts:
+            raise Rejected("no variation keeps its atoms apart")
+        return _crystal(template, identifier, chosen, cell, positions, b_iso)
 
 
 def _usable_templates(identifiers: Sequence[str], chain: SourceChain) -> list[Template]:
-    """Return the templates whose symmetry is sure, and say how many are not."""
-    templates = []
+    """Return the templates whose symmetry is sure, and say how many cannot be used."""
+    usable = []
     for identifier in identifiers:
         try:
-            templates.append(make_template(chain.get(identifier)))
-        except Rejected as error:
+            template = make_template(chain.get(identifier))
+        except UnknownIdentifier as error:
             raise InputError(f"template {identifier}: {error}; give its source with --source") from error
-    sure = [template for template in templates if template.image is not None]
-    if not sure:
-        raise InputError("the atoms of no template have the space group that its record declares")
-    if len(sure) < len(templates):
-        logger.warning(
-            "left out %d of %d templates whose atoms have another space group than their record says",
-            len(templates) - len(sure),
-            len(templates),
-        )
-    return sure
+        except Rejected as rejection:
+            logger.warning("left out template %s: %s", identifier, rejection)
+            continue
+        if template.image is not None:
+            usable.append(template)
+        else:
+            logger.warning("left out template %s: its atoms do not have the declared group", identifier)
+    if not usable:
+        raise InputError("no template can be varied: each was left out for the reason told above")
+    return usable
 
 
 def _element_numbers(template: Template) -> NDArray[np.int64]:
@@ -164,32 +141,26 @@ def _element_numbers(template: Template) -> NDArray[np.int64]:
     return np.array(numbers, dtype=np.int64)
 
 
-def _own_room(template: Template, own: NDArray[np.int64]) -> float:
-    """Return the least room that a crystal's own atoms are to keep, at most 1 (see `roominess`)."""
-    crystal = template.crystal
-    of_site = own[template.kind_of_site]
-    room = roominess(
-        template.arrays, of_site, tables().nearest, crystal.occupancy, crystal.cell, crystal.positions, 1.0
+def _surroundings(template: Template) -> Surroundings:
+    own, crystal, table = _element_numbers(template), template.crystal, tables()
+    context = Surroundings(
+        own=own,
+        kind_of_site=template.kind_of_site,
+        occupancy=np.ascontiguousarray(crystal.occupancy, dtype=np.float64),
+        amounts=np.bincount(template.kind_of_site, weights=crystal.occupancy),
+        pool_range=np.stack([own * _POOL_SIZE, (own + 1) * _POOL_SIZE], axis=1),
+        own_room=1.0,
+        nearest=table.nearest,
+        atom_volume=table.atom_volume,
     )
-    return float(room) if room >= 1.0 else float(room) * _CLOSER**2
+    room = float(roominess(template.arrays, context, own, crystal.cell, crystal.positions, 1.0))
+    return context if room >= 1.0 else context._replace(own_room=room * _CLOSER**2)
 
 
 def _pools() -> NDArray[np.int64]:
     """Return, for each element in turn, what may stand for it, as often as it is to be drawn."""
     shares = (np.arange(_POOL_SIZE) + 0.5) / _POOL_SIZE
     return np.concatenate([np.searchsorted(row, shares) for row in tables().substitute]).astype(np.int64)
-
-
-def _follow_sizes(
-    cell: NDArray[np.float64],
-    template: Template,
-    own: NDArray[np.int64],
-    elements: NDArray[np.int64],
-    atom_volume: NDArray[np.float64],
-) -> None:
-    """Scale the cell by the size of its new atoms over that of its own."""
-    amounts = np.bincount(template.kind_of_site, weights=template.crystal.occupancy)
-    cell[:3] *= (amounts @ atom_volume[elements] / (amounts @ atom_volume[own])) ** (1 / 3)
 
 
 def _crystal(
