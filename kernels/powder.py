@@ -18,7 +18,7 @@ from hxrd.kernels.corrections import (
     lorentz_polarization,
     march_dollase,
 )
-from hxrd.kernels.profile import Resolution, add_peak, new_canvas, peak_widths
+from hxrd.kernels.profile import Resolution, add_interpolated, add_peak, coarser, new_canvas, peak_widths
 from hxrd.kernels.reduction import LENIENT, inverse, new_workspace, reduced
 from hxrd.kernels.reflections import (
     fill_columns,
@@ -32,6 +32,8 @@ from hxrd.kernels.structure_factor import add_f_squared, new_tables
 
 _MERGE = 1e-9  # reflections whose s² agree to this relative precision are one line
 _FAINT = 1e-8  # lines below this part of the strongest are left out
+_WEAK = 0.02  # lines lower than this part of the highest may be drawn on a coarser grid …
+_COARSE_STEPS = 8.0  # … that has so many steps to their FWHM: interpolation then errs by 5e-5 of their top
 _GOLDEN = 0.6180339887498949
 
 
@@ -262,30 +264,61 @@ def _merge(columns, strength, order, n, line_s_squared, line_strength):
 
 
 @compiled
-def _add_lines(canvas, grid, s_squared, strength, n, wavelength, weight, conditions, crystal, polarization):
-    """Draw every line whose 2θ lies inside the grid."""
+def _shape_lines(s_squared, strength, n, wavelength, weight, conditions, crystal, polarization, grid, shapes):
+    """Write centre, area, FWHM, η, 2θ and cot 2θ of the lines whose centre lies inside the grid.
+
+    Returns their number and the greatest area/FWHM.
+    """
     stop = grid.start + (grid.n_points - 1) * grid.step
-    row = conditions.resolution[crystal]
-    resolution = Resolution(row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7])
+    resolution = resolution_of(conditions, crystal)
     zero_shift, displacement = conditions.zero_shift[crystal], conditions.displacement[crystal]
     mu_r = conditions.absorption[crystal]
     series = np.empty(CYLINDER_TERMS)
     cylinder_series(mu_r, series)
     faint = _FAINT * strength[:n].max() if n else 0.0
+    shaped, highest = 0, 0.0
     for i in range(n):
         sine = math.sqrt(s_squared[i]) * wavelength
         if strength[i] <= faint or sine >= 1:
             continue
         cosine = math.sqrt(1 - sine * sine)
-        two_theta = math.degrees(2 * math.asin(sine))
+        theta = math.asin(sine)
+        two_theta = math.degrees(2 * theta)
         centre = two_theta + zero_shift + displacement * cosine
         if not grid.start <= centre <= stop:
             continue
         area = weight * strength[i] * lorentz_polarization(sine, cosine, polarization)
         if mu_r > 0:
-            area *= cylinder_transmission(series, math.asin(sine))
+            area *= cylinder_transmission(series, theta)
         fwhm, eta = peak_widths(sine, cosine, resolution)
-        add_peak(canvas, grid, centre, area, fwhm, eta, resolution, two_theta)
+        row = shapes[shaped]
+        row[0], row[1], row[2], row[3], row[4] = centre, area, fwhm, eta, two_theta
+        row[5] = (0.5 - sine * sine) / (sine * cosine)
+        highest = max(highest, area / fwhm)
+        shaped += 1
+    return shaped, highest
+
+
+@compiled
+def resolution_of(conditions, crystal):
+    """Return the `Resolution` of one crystal."""
+    row = conditions.resolution[crystal]
+    return Resolution(row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7])
+
+
+@compiled
+def _draw_lines(shapes, n, highest, resolution, canvases):
+    """Draw lines, weak ones that are broad against the step on a coarser grid."""
+    fine, half, quarter = canvases
+    for i in range(n):
+        centre, area, fwhm, eta, two_theta, cotangent = shapes[i]
+        steps = fwhm / fine.grid.step if area < _WEAK * highest * fwhm else 0.0
+        if steps < _COARSE_STEPS * 2:
+            add_peak(fine, centre, area, fwhm, eta, resolution, two_theta, cotangent)
+        elif steps < _COARSE_STEPS * 4:
+            add_peak(half, centre, area, fwhm, eta, resolution, two_theta, cotangent)
+        else:
+            add_peak(quarter, centre, area, fwhm, eta, resolution, two_theta, cotangent)
 
 
 @compiled
@@ -321,7 +354,8 @@ def patterns(batch, conditions, grid, polarization, is_xray, out, maximum):
     """
     n_sites = _most_sites(batch)
     work, bounds, tables = new_workspace(n_sites), new_bounds(), new_tables(n_sites)
-    columns, canvas = new_columns(256, 4096), new_canvas(grid)
+    columns, shapes = new_columns(256, 4096), np.empty((1024, 6))
+    canvases = new_canvas(grid), new_canvas(coarser(grid, 2)), new_canvas(coarser(grid, 4))
     strength = np.empty(4096)
     order = np.empty(4096, np.int64)
     line_s_squared, line_strength = np.empty(4096), np.empty(4096)
@@ -342,11 +376,12 @@ def patterns(batch, conditions, grid, polarization, is_xray, out, maximum):
             line_s_squared, line_strength = np.empty(2 * n_places), np.empty(2 * n_places)
         n = _sorted_places(columns, n_places, strength, order, s_low, s_high)
         n = _merge(columns, strength, order, n, line_s_squared, line_strength)
-        canvas.pattern[:] = 0
+        for canvas in canvases:
+            canvas.pattern[:] = 0
+        if n > len(shapes):
+            shapes = np.empty((2 * n, 6))
         for line in range(len(wavelengths)):
-            _add_lines(
-                canvas,
-                grid,
+            n_shaped, highest = _shape_lines(
                 line_s_squared,
                 line_strength,
                 n,
@@ -355,8 +390,13 @@ def patterns(batch, conditions, grid, polarization, is_xray, out, maximum):
                 conditions,
                 crystal,
                 polarization,
+                grid,
+                shapes,
             )
-        _normalize(canvas.pattern, out[crystal], maximum, crystal)
+            _draw_lines(shapes, n_shaped, highest, resolution_of(conditions, crystal), canvases)
+        add_interpolated(canvases[1], 2, canvases[0].pattern)
+        add_interpolated(canvases[2], 4, canvases[0].pattern)
+        _normalize(canvases[0].pattern, out[crystal], maximum, crystal)
 
 
 @compiled

@@ -20,6 +20,8 @@ from hxrd.kernels.compiled import compiled, compiled_fastmath
 PROFILE_CUT = 1e-3
 _LN2 = math.log(2.0)
 _C2, _C3, _C4, _C5, _C6, _C7 = (np.float32((-1) ** n / math.factorial(n)) for n in range(2, 8))
+_GAUSS_REACH = 0.5 * math.sqrt(math.log(1 / PROFILE_CUT) / _LN2)  # FWHM
+_GAUSS_TOP = 2 * math.sqrt(_LN2 / math.pi)  # of unit area and FWHM
 _NEAR = 2.1  # FWHM from its centre a Gaussian has fallen below 5e-6 of its top
 
 # Rules for the kernel √(1/ε) − 1, ε from 0 to 1: how many nodes serve a tail up to so many FWHM long, with
@@ -29,6 +31,7 @@ _RULE_REACH = np.array([0.004, 0.23, 0.49, 0.75, 1.0, 1.26, 1.74, 2.25, 2.73, 3.
 _PANEL = 16  # longer tails: nodes of one panel, and how many FWHM it may span
 _PANEL_SPAN = 4.0
 MOST_NODES = 1024
+_BEYOND = 2  # points of a coarser grid before the first of the fine one
 _KERNEL_MEAN, _KERNEL_VARIANCE = 1 / 6, 7 / 180  # of the tail, and of its square
 
 
@@ -82,10 +85,11 @@ class Grid(NamedTuple):
 
 
 class Canvas(NamedTuple):
-    """What peaks are drawn on.
+    """What peaks are drawn on: a grid, and its pattern.
 
     Parameters
     ----------
+    grid : Grid
     pattern : ndarray of float32, shape (n_points,)
     ramp : ndarray of float32, shape (n_points,)
         0, step, 2 step, …
@@ -93,6 +97,7 @@ class Canvas(NamedTuple):
         Room for the nodes of one peak, in degrees.
     """
 
+    grid: Grid
     pattern: NDArray[np.float32]
     ramp: NDArray[np.float32]
     shifts: NDArray[np.float64]
@@ -105,7 +110,8 @@ def new_canvas(grid):
     ramp = np.empty(grid.n_points, np.float32)
     for i in range(grid.n_points):
         ramp[i] = i * grid.step
-    return Canvas(np.zeros(grid.n_points, np.float32), ramp, np.empty(MOST_NODES), np.empty(MOST_NODES))
+    pattern = np.zeros(grid.n_points, np.float32)
+    return Canvas(grid, pattern, ramp, np.empty(MOST_NODES), np.empty(MOST_NODES))
 
 
 @compiled
@@ -124,7 +130,12 @@ def peak_widths(sine, cosine, resolution):
     fifth = l * (4.47163 * g * g + fifth)
     fifth = l * (2.42843 * g * g * g + fifth)
     fifth = l * (2.69269 * g * g * g * g + fifth)
-    fwhm = (g * g * g * g * g + fifth) ** 0.2
+    fifth += g * g * g * g * g
+    # The fifth root by Newton's steps, from a width good to 1e-3 (Olivero & Longbothum 1977, JQSRT 17, 233).
+    fwhm = 0.5346 * l + math.sqrt(0.2166 * l * l + g * g)
+    for _ in range(3):
+        fourth = fwhm * fwhm * fwhm * fwhm
+        fwhm -= 0.2 * (fwhm - fifth / fourth)
     ratio = l / fwhm
     return fwhm, ratio * (1.36603 - ratio * (0.47719 - 0.11116 * ratio))
 
@@ -132,11 +143,9 @@ def peak_widths(sine, cosine, resolution):
 @compiled
 def _reach(fwhm, eta):
     """Half-width in degrees beyond which a peak counts for nothing: see `PROFILE_CUT`."""
-    lorentz_top = eta * 2 / (math.pi * fwhm)
-    top = lorentz_top + (1 - eta) * 2 / fwhm * math.sqrt(_LN2 / math.pi)
-    gauss = 0.5 * fwhm * math.sqrt(math.log(1 / PROFILE_CUT) / _LN2)
-    lorentz = 0.5 * fwhm * math.sqrt(max(0.0, lorentz_top / (PROFILE_CUT * top) - 1))
-    return max(gauss, lorentz)
+    share = eta * 2 / math.pi
+    lorentz = share / (PROFILE_CUT * (share + (1 - eta) * _GAUSS_TOP)) - 1
+    return fwhm * max(_GAUSS_REACH, 0.5 * math.sqrt(max(0.0, lorentz)))
 
 
 @compiled
@@ -161,16 +170,15 @@ def _set_simple_nodes(tail, length, canvas):
 
 
 @compiled
-def _set_nodes(two_theta, fwhm, eta, resolution, canvas):
+def _set_nodes(two_theta, cotangent, fwhm, eta, resolution, canvas):
     """Write the nodes of a peak's asymmetry; return their number, its end, mean and variance."""
     if resolution.axial_divergence > 0:
-        tail = -0.5 * math.degrees(resolution.axial_divergence**2) / math.tan(math.radians(two_theta))
+        tail = -0.5 * math.degrees(resolution.axial_divergence**2) * cotangent
         n_nodes = _set_simple_nodes(tail, abs(tail) / fwhm, canvas)
         return n_nodes, tail, tail * _KERNEL_MEAN, tail * tail * _KERNEL_VARIANCE
     if resolution.sample_half_height + resolution.detector_half_height > 0:
         tail = axial_span(two_theta, resolution.sample_half_height, resolution.detector_half_height)
-        length = abs(tail) / fwhm
-        n_nodes = 4 if length < 0.03 else min(MOST_NODES, 6 + int((4 + 4 * eta) * length))
+        n_nodes = min(MOST_NODES, 6 + int((5 + 3 * eta) * abs(tail) / fwhm))
         axial_nodes(
             two_theta,
             resolution.sample_half_height,
@@ -220,30 +228,29 @@ def _add_far(pattern, ramp, offset, lorentz, fwhm, variance):
 
 
 @compiled
-def add_peak(canvas, grid, centre, area, fwhm, eta, resolution, asymmetry_at):
+def add_peak(canvas, centre, area, fwhm, eta, resolution, two_theta, cotangent):
     """Add one pseudo-Voigt of the given area, convolved with the kernel of axial divergence.
 
     Parameters
     ----------
     canvas : Canvas
-    grid : Grid
     centre : float
         2θ in degrees where it appears.
     area, fwhm, eta : float
     resolution : Resolution
         For the asymmetry: (√(tail/ε) − 1)/|tail| for ε from 0 to tail, or Finger, Cox & Jephcoat's.
-    asymmetry_at : float
-        2θ of the reflection in degrees, from which the asymmetry follows.
+    two_theta, cotangent : float
+        2θ of the reflection in degrees, and its cotangent: from them the asymmetry follows.
     """
-    n_nodes, tail, mean, variance = _set_nodes(asymmetry_at, fwhm, eta, resolution, canvas)
-    reach = _reach(fwhm, eta)
+    n_nodes, tail, mean, variance = _set_nodes(two_theta, cotangent, fwhm, eta, resolution, canvas)
+    grid, reach = canvas.grid, _reach(fwhm, eta)
     first = max(0, math.ceil((centre + min(0.0, tail) - reach - grid.start) / grid.step - 1e-9))
     last = min(
         grid.n_points - 1, math.floor((centre + max(0.0, tail) + reach - grid.start) / grid.step + 1e-9)
     )
     if first > last:
         return
-    gauss = area * (1 - eta) * 2 / fwhm * math.sqrt(_LN2 / math.pi)
+    gauss = area * (1 - eta) * _GAUSS_TOP / fwhm
     lorentz = area * eta * 2 / (math.pi * fwhm)
     # The Lorentzian's mean and variance say enough only some tails away from it.
     low = centre - _NEAR * fwhm + (2 * tail if tail < 0 else -abs(tail))
@@ -261,3 +268,42 @@ def add_peak(canvas, grid, centre, area, fwhm, eta, resolution, asymmetry_at):
         middle = grid.start - centre - mean
         _add_far(left, ramp[: len(left)], middle + first * grid.step, lorentz, fwhm, variance)
         _add_far(right, ramp[: len(right)], middle + (outer + 1) * grid.step, lorentz, fwhm, variance)
+
+
+@compiled
+def coarser(grid, factor):
+    """Grid of so many steps a step, which begins `_BEYOND` of its own steps early and ends as late."""
+    n_points = (grid.n_points - 2) // factor + 2
+    start = grid.start - _BEYOND * factor * grid.step
+    return Grid(start, factor * grid.step, n_points + 2 * _BEYOND)
+
+
+@compiled_fastmath
+def add_interpolated(canvas, factor, pattern):
+    """Add what was drawn on a `coarser` grid, by Lagrange's polynomial through the six nearest points."""
+    coarse = canvas.pattern
+    for phase in range(factor):
+        w0, w1, w2, w3, w4, w5 = _lagrange(phase / factor)
+        for i in range((len(pattern) - phase + factor - 1) // factor):
+            pattern[i * factor + phase] += (
+                w0 * coarse[i]
+                + w1 * coarse[i + 1]
+                + w2 * coarse[i + 2]
+                + w3 * coarse[i + 3]
+                + w4 * coarse[i + 4]
+                + w5 * coarse[i + 5]
+            )
+
+
+@compiled
+def _lagrange(x):
+    """Weights of the points −2 … 3 at 0 ≤ x < 1."""
+    a, b, c, d, e, f = x + 2, x + 1, x, x - 1, x - 2, x - 3
+    return (
+        np.float32(b * c * d * e * f / -120),
+        np.float32(a * c * d * e * f / 24),
+        np.float32(a * b * d * e * f / -12),
+        np.float32(a * b * c * e * f / 12),
+        np.float32(a * b * c * d * f / -24),
+        np.float32(a * b * c * d * e / 120),
+    )
