@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from hxrd.physics.instrument import Probe
 
 ALL_GROUPS = tuple(range(1, 231))
+LARGEST_SEED = 2**64 - 1
 
 
 class GroupList(click.ParamType):
@@ -59,7 +60,7 @@ class GroupList(click.ParamType):
     type=GroupList(),
     default="230",
     show_default=True,
-    help="Space groups: the paper's 144, all 230, or a list such as 225 (see 62,225 or 195-230).",
+    help="Space groups: the paper's 144, all 230, or a list such as 62,225 or 195-230.",
 )
 @click.option(
     "--weights",
@@ -137,6 +138,8 @@ def generate(
         raise UsageError("--source names where the crystals of --templates are: give both")
     if templates is not None and (groups != ALL_GROUPS or weights != "even"):
         raise UsageError("--templates decide the space groups: leave out --groups and --weights")
+    if seed > LARGEST_SEED:
+        raise UsageError(f"--seed {seed}: the largest is {LARGEST_SEED}")
     from hxrd.simulate import run
     from hxrd.simulate.augmentation import load_augmentation
     from hxrd.simulate.plan import Plan

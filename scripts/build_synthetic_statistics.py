@@ -31,7 +31,8 @@ from synthetic_records import Observed, observed
 from hxrd.crystal.crystal import Crystal
 from hxrd.crystal.symmetry import bravais_lattice
 from hxrd.crystal.synthetic_table import tables_from
-from hxrd.kernels.wyckoff import Tables, draw_crystals, empty_drawn
+from hxrd.kernels.wyckoff import draw_crystals
+from hxrd.kernels.wyckoff_arrays import Tables, empty_drawn
 from hxrd.sources.jsonl import JsonlSource
 
 SEED = 20261122

@@ -11,7 +11,7 @@ from scipy.optimize import nnls
 from synthetic_records import Observed
 
 from hxrd.errors import Rejected
-from hxrd.kernels.wyckoff import MOST_SPECIES
+from hxrd.kernels.wyckoff_arrays import MOST_SPECIES
 from hxrd.physics.scattering import form_factor_coefficients, scattering_lengths
 
 Formula = tuple[int, ...]

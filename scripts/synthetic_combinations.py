@@ -12,7 +12,7 @@ from synthetic_records import LARGEST, Observed
 
 from hxrd.crystal.symmetry import bravais_lattice
 from hxrd.crystal.wyckoff import WyckoffPosition, wyckoff_positions
-from hxrd.kernels.wyckoff import MOST_SITES, MOST_SPECIES
+from hxrd.kernels.wyckoff_arrays import MOST_SITES, MOST_SPECIES
 
 _PRIOR_STRENGTH = 10.0  # orbits: a group's own occupation counts fully only well above so many
 _LEAST_ATOMS = 2

@@ -8,6 +8,7 @@ import pytest
 from hxrd.archive import open_archive
 from hxrd.cli.main import main
 from hxrd.crystal.symmetry import SPACE_GROUPS_144, find_symmetry
+from hxrd.crystal.synthetic import smallest_distance
 from hxrd.simulate.template_source import TemplateSource
 from hxrd.sources import open_sources
 from hxrd.sources.jsonl import JsonlSource
@@ -92,6 +93,34 @@ def test_variations_keep_their_group_and_depend_on_seed_and_number() -> None:
     assert not np.array_equal(other.cell, again.cell)
 
 
+def test_variations_keep_their_atoms_apart() -> None:
+    chain = open_sources(["prototypes"])
+    labels = ["AB_cF8_225_a_b", "ABC3_cP5_221_a_b_c", "A_cF4_225_a", "A2BC4_cF56_227_d_a_e"]
+    known = set(chain.sources[0].identifiers())  # type: ignore[attr-defined]
+    source = TemplateSource([label for label in labels if label in known], chain, seed=9)
+    exchanged = set()
+    for crystal in source.get_many(source.identifiers(80).read(0, 80)):
+        basis = np.linalg.cholesky(crystal.metric)
+        for (one, other), distance in distances(crystal.positions, crystal.species, basis).items():
+            assert distance >= smallest_distance(one, other) * (1 - 1e-6)
+        exchanged.add(tuple(sorted(set(crystal.species))))
+    assert len(exchanged) > 20
+
+
+def distances(
+    positions: np.ndarray, species: tuple[str, ...], basis: np.ndarray
+) -> dict[tuple[str, str], float]:
+    """Shortest distance of each pair of elements, by brute force."""
+    shifts = np.stack(np.meshgrid(*[np.arange(-2, 3)] * 3, indexing="ij"), -1).reshape(-1, 1, 3)
+    found: dict[tuple[str, str], float] = {}
+    for position, one in zip(positions, species, strict=True):
+        lengths = np.linalg.norm((positions - position + shifts) @ basis, axis=2)
+        lengths[lengths < 1e-6] = np.inf
+        for other, length in zip(species, lengths.min(axis=0), strict=True):
+            found[(one, other)] = min(found.get((one, other), np.inf), float(length))
+    return found
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -106,6 +135,7 @@ def test_variations_keep_their_group_and_depend_on_seed_and_number() -> None:
         (["3", "-o", "x.zarr", "--crystals", "table.csv"], 2, ".jsonl"),
         (["3", "-o", "x.zarr", "--groups", "89", "--weights", "training"], 2, "even weights"),
         (["3", "-o", "x.zarr", "--force", "--resume"], 2, "one of them"),
+        (["3", "-o", "x.zarr", "--seed", str(2**64)], 2, "the largest is"),
     ],
 )
 def test_what_cannot_be_is_refused(

@@ -18,7 +18,8 @@ from hxrd.crystal.crystal import Crystal
 from hxrd.crystal.synthetic_table import element_names, group_weights, tables
 from hxrd.crystal.wyckoff import GRID, group_operations
 from hxrd.errors import Rejected, UsageError
-from hxrd.kernels.wyckoff import MOST_ATTEMPTS, Drawn, draw_crystals, draw_groups, empty_drawn
+from hxrd.kernels.wyckoff import MOST_ATTEMPTS, draw_crystals, draw_groups
+from hxrd.kernels.wyckoff_arrays import Drawn, empty_drawn
 
 _NAME = re.compile(r"syn-(\d{1,3})-(\d{1,20})-(\d{1,20})")
 _BATCH = 256  # crystals drawn into one set of arrays

@@ -1,7 +1,7 @@
 """The shipped table of statistics that synthetic crystals are drawn from, and how it becomes arrays.
 
 `scripts/build_synthetic_statistics.py` makes it; `provenance` says from what. All arrays of the file are
-whole numbers or short floats; here they become what `hxrd.kernels.wyckoff.Tables` describes.
+whole numbers or short floats; here they become what `hxrd.kernels.wyckoff_arrays.Tables` describes.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hxrd.kernels.wyckoff import MOST_SPECIES, Tables
+from hxrd.kernels.wyckoff_arrays import MOST_SPECIES, Tables
 
 TABLE_PATH = Path(__file__).with_name("synthetic_statistics.npz")
 _GRID = 24
