@@ -141,6 +141,19 @@ def test_the_same_seed_gives_the_same_crystal(sampler: TemplateSampler) -> None:
         assert not np.array_equal(one.cell, other.cell)
 
 
+def test_a_seed_alone_decides_a_draw(sampler: TemplateSampler) -> None:
+    one, again = sampler.draw_seeded(17, 2**64 - 1), sampler.draw_seeded(17, 2**64 - 1)
+    np.testing.assert_array_equal(one.positions, again.positions)
+    np.testing.assert_array_equal(one.cell, again.cell)
+    assert not np.array_equal(sampler.draw_seeded(17, 0).cell, one.cell)
+
+
+def test_a_rare_element_is_found_when_the_others_are_taken() -> None:
+    sampler = TemplateSampler([make_template(SHARED)], USUAL, ["O"] * 10_000 + ["Na", "Cl", "Sr"])
+    for seed in range(30):
+        assert len(set(sampler.draw_seeded(0, seed).species)) == 4
+
+
 # Places -------------------------------------------------------------------------------------------
 
 SHARED = built(
