@@ -168,7 +168,9 @@ def measured(
             "symmetry": lambda: symmetry_of(batch, marks, reduction.LENIENT),
             "reflections": lambda: reflections_of(batch, marks, *s_range, reduction.LENIENT),
             "structure factors": lambda: structure_factors_of(batch, *s_range, reduction.LENIENT),
-            "patterns": lambda: powder.patterns(batch, conditions, grid, 0.0, False, out, maximum),
+            "patterns": lambda: powder.patterns(
+                batch, np.arange(len(batch.cells)), conditions, grid, 0.0, False, out, maximum
+            ),
             "whole": lambda: simulate_patterns(crystals, instrument, threads=1),
         },
         seconds,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hxrd.kernels.compiled import compiled
+from hxrd.kernels.compiled import compiled, compiled_fastmath
 from hxrd.kernels.corrections import (
     CYLINDER_TERMS,
     cylinder_series,
@@ -335,21 +335,23 @@ def _s_range(wavelengths, grid, zero_shift, displacement):
 
 
 @compiled
-def patterns(batch, conditions, grid, polarization, is_xray, out, maximum):
+def patterns(batch, rows, conditions, grid, polarization, is_xray, out, maximum):
     """Simulate a batch on the calling thread, each pattern divided by its maximum.
 
     Parameters
     ----------
     batch : Batch
+    rows : ndarray of int64, shape (n_crystals,)
+        Where each crystal of the batch stands in the arrays that follow.
     conditions : Conditions
     grid : Grid
     polarization : float
         See `hxrd.kernels.corrections.lorentz_polarization`.
     is_xray : bool
         Whether form factors scatter, or scattering lengths.
-    out : ndarray of float32, shape (n_crystals, n_points)
+    out : ndarray of float32, shape (n_rows, n_points)
         Written; a crystal without a reflection in range gives zeros.
-    maximum : ndarray, shape (n_crystals,)
+    maximum : ndarray, shape (n_rows,)
         Written: the maximum that was divided by, Σ m|F|²·L·P with P in 1/degree.
     """
     n_sites = _most_sites(batch)
@@ -360,16 +362,15 @@ def patterns(batch, conditions, grid, polarization, is_xray, out, maximum):
     order = np.empty(4096, np.int64)
     line_s_squared, line_strength = np.empty(4096), np.empty(4096)
     for crystal in range(len(batch.cells)):
-        wavelengths = conditions.wavelengths[crystal]
-        s_low, s_high = _s_range(
-            wavelengths, grid, conditions.zero_shift[crystal], conditions.displacement[crystal]
-        )
+        row = rows[crystal]
+        wavelengths = conditions.wavelengths[row]
+        s_low, s_high = _s_range(wavelengths, grid, conditions.zero_shift[row], conditions.displacement[row])
         metric, basis, n_rotations, n_columns, n_places, columns, tables, strength = _reflections(
             batch, crystal, s_low, s_high, is_xray, LENIENT, work, bounds, columns, tables, strength
         )
-        if conditions.texture[crystal, 0] != 1:
+        if conditions.texture[row, 0] != 1:
             _apply_texture(
-                metric, basis, conditions.texture[crystal], n_rotations, work, columns, n_columns, strength
+                metric, basis, conditions.texture[row], n_rotations, work, columns, n_columns, strength
             )
         if n_places > len(order):
             order = np.empty(2 * n_places, np.int64)
@@ -388,30 +389,31 @@ def patterns(batch, conditions, grid, polarization, is_xray, out, maximum):
                 wavelengths[line, 0],
                 wavelengths[line, 1],
                 conditions,
-                crystal,
+                row,
                 polarization,
                 grid,
                 shapes,
             )
-            _draw_lines(shapes, n_shaped, highest, resolution_of(conditions, crystal), canvases)
+            _draw_lines(shapes, n_shaped, highest, resolution_of(conditions, row), canvases)
         add_interpolated(canvases[1], 2, canvases[0].pattern)
         add_interpolated(canvases[2], 4, canvases[0].pattern)
-        _normalize(canvases[0].pattern, out[crystal], maximum, crystal)
+        top = _highest(canvases[0].pattern)
+        maximum[row] = top
+        _divide(canvases[0].pattern, top if top > 0 else np.float32(1), out[row])
 
 
-@compiled
-def _normalize(pattern, out, maximum, crystal):
+@compiled_fastmath
+def _highest(pattern):
     top = np.float32(0)
-    for value in pattern:
-        top = max(top, value)
-    maximum[crystal] = top
-    scale = np.float32(1) / top if top > 0 else np.float32(0)
     for i in range(len(pattern)):
-        out[i] = pattern[i] * scale
-    if top > 0:
-        for i in range(len(pattern)):
-            if pattern[i] == top:
-                out[i] = np.float32(1)
+        top = pattern[i] if pattern[i] > top else top
+    return top
+
+
+@compiled  # not fastmath: the top itself must become 1
+def _divide(pattern, top, out):
+    for i in range(len(pattern)):
+        out[i] = pattern[i] / top
 
 
 @compiled

@@ -134,12 +134,16 @@ def simulated(
             if not len(part):
                 return
             batch = pack([crystals[index] for index in part], instrument)
-        rows = powder.Conditions(*(column[part] for column in conditions))
-        patterns, tops = np.empty((len(part), grid.n_points), np.float32), np.empty(len(part))
         powder.patterns(
-            batch, rows, grid, instrument.polarization_ratio, instrument.probe == "xray", patterns, tops
+            batch,
+            part,
+            conditions,
+            grid,
+            instrument.polarization_ratio,
+            instrument.probe == "xray",
+            intensity,
+            maximum,
         )
-        intensity[part], maximum[part] = patterns, tops
 
     in_parts(simulate_part, [len(crystal.species) for crystal in crystals], threads)
     for index in np.flatnonzero(maximum <= 0):
