@@ -20,6 +20,10 @@ from hxrd.errors import HxrdError
 COMMANDS: dict[str, tuple[str, str]] = {
     "simulate": ("hxrd.cli.simulate:simulate", "Simulate one powder pattern for each identifier of a file."),
     "classify": ("hxrd.cli.classify:classify", "Rank the space groups and Bravais lattice of each pattern."),
+    "generate": (
+        "hxrd.cli.generate:generate",
+        "Make synthetic crystals by space group, and their patterns.",
+    ),
     "peaks": ("hxrd.cli.peaks:peaks", "List the reflections of one crystal (CIF)."),
     "train": ("hxrd.cli.train:train", "Train a classifier on an archive of patterns."),
     "info": ("hxrd.cli.info:info", "Say what an archive, model or result holds; describe this machine."),

@@ -212,7 +212,7 @@ source_option = click.option(
     "sources",
     multiple=True,
     metavar="SPEC",
-    help="Where crystals come from, tried in order: cif:DIR, jsonl:FILE, prototypes. "
+    help="Where crystals come from, tried in order: cif:DIR, jsonl:FILE, prototypes, synthetic. "
     "Default: $HXRD_SOURCES, else the configuration file, else prototypes.",
 )
 force_option = click.option("--force", is_flag=True, help="Overwrite an existing output.")
@@ -267,6 +267,14 @@ logging_options = _stack(
         help="Append every message to this file.",
     ),
 )
+
+
+def announce_compilation(kernel: str) -> None:
+    """Say why the first run takes longer, where a kernel's compiled code is not on disk yet."""
+    from hxrd.kernels.compiled import must_compile
+
+    if must_compile(kernel):
+        logger.info("compiling the simulator for this machine: once, about half a minute")
 
 
 def command_line() -> str:

@@ -66,6 +66,7 @@ def peaks(
 
     chosen = options.resolve_instrument(instrument, probe, wavelength, two_theta)
     crystal = _choose(cif, list(crystals_from_cif(cif)), block)
+    options.announce_compilation("powder.sticks")
     try:
         found = reflections.peaks(crystal, chosen)
     except Rejected as rejection:

@@ -101,6 +101,7 @@ def simulate(
         if dry_run:
             options.logger.info("%s", run.describe_plan(plan, output, resume, force))
             return 0
+        options.announce_compilation("powder.patterns")
         with options.progress("simulating", plan.n_patterns) as advance:
             archive = run.simulate_archive(
                 plan,

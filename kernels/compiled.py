@@ -1,6 +1,7 @@
 """How the Numba kernels are compiled: without the GIL, and kept on disk until a kernel's source changes."""
 
 import hashlib
+import os
 from pathlib import Path
 
 from numba import njit
@@ -25,6 +26,14 @@ def _forget_stale_code() -> None:
 
 
 _forget_stale_code()
+
+
+def must_compile(kernel: str) -> bool:
+    """Tell whether a kernel, such as ``powder.patterns``, has no compiled code on disk yet."""
+    cache = _FOLDER / "__pycache__"
+    elsewhere = "NUMBA_CACHE_DIR" in os.environ or not os.access(cache, os.W_OK)
+    return not elsewhere and not any(cache.glob(f"{kernel}-*.nbi"))
+
 
 compiled = njit(cache=True, nogil=True, error_model="numpy")
 """Decorator of every kernel; divisions are not checked for zero."""

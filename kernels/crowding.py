@@ -22,7 +22,8 @@ images : ndarray, shape (12, n_images)
 import math
 
 import numpy as np
-from numba import njit
+
+from hxrd.kernels.compiled import compiled, compiled_fastmath
 
 FIRST_IMAGE, N_FREE, SPECIES, START = 0, 1, 2, 3
 X, Y, Z, TRIAL, WEIGHT = 0, 1, 2, 3, 6
@@ -30,7 +31,7 @@ _WITHIN = 9
 _RUN = 64  # atoms looked at before it is asked whether a better place is known
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def set_lattice(metric, lattice):
     """Write the metric and the lengths of the reciprocal vectors."""
     determinant = (
@@ -45,7 +46,7 @@ def set_lattice(metric, lattice):
         lattice[6 + i] = math.sqrt((metric[j, j] * metric[k, k] - metric[j, k] ** 2) / determinant)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def set_weights(nearest, sites, n_sites, elements, roomy, lattice, work):
     """Write the weights of all atoms, and from which distance on all are alike.
 
@@ -74,7 +75,7 @@ def set_weights(nearest, sites, n_sites, elements, roomy, lattice, work):
     lattice[_WITHIN] = largest * math.sqrt(roomy)
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@compiled_fastmath
 def set_images(images, sites, site, free, row, work, first_row, start):
     """Write the atoms of a site, whose free coordinates are `free[row]`, into three rows from `start` on."""
     first = sites[site, FIRST_IMAGE]
@@ -91,7 +92,7 @@ def set_images(images, sites, site, free, row, work, first_row, start):
             )
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def crowding(images, sites, site, known, free, row, beaten, roomy, lattice, work):
     """Return the smallest squared distance over its squared limit of a site at a place, at most `roomy`.
 
@@ -124,7 +125,7 @@ def crowding(images, sites, site, known, free, row, beaten, roomy, lattice, work
     return smallest
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _smallest(row, start, stop, weights, shift, lattice, work, smallest):
     """Return the smallest weighted square of the distances from the atom on trial to a run of others.
 
@@ -151,7 +152,7 @@ def _smallest(row, start, stop, weights, shift, lattice, work, smallest):
     return smallest
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@compiled_fastmath
 def _to_nearest_copy(row, start, stop, weights, shift, lattice, work, smallest):
     """Where only the copy in [-½, ½) along each axis can be near enough."""
     x, y, z = work[TRIAL, 0], work[TRIAL + 1, 0], work[TRIAL + 2, 0]
@@ -166,7 +167,7 @@ def _to_nearest_copy(row, start, stop, weights, shift, lattice, work, smallest):
     return smallest
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@compiled_fastmath
 def _to_eight_copies(row, start, stop, weights, shift, lattice, work, smallest):
     """Where along each axis only two copies can be near enough: the one above the point, the one below."""
     x, y, z = work[TRIAL, 0], work[TRIAL + 1, 0], work[TRIAL + 2, 0]
@@ -190,7 +191,7 @@ def _to_eight_copies(row, start, stop, weights, shift, lattice, work, smallest):
     return smallest
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _to_all_copies(row, i, lattice, work):
     """Return the smallest squared distance (Å²) of one atom, in a cell that is small against it."""
     within = lattice[_WITHIN]

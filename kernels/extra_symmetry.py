@@ -3,13 +3,13 @@
 import math
 
 import numpy as np
-from numba import njit
 
+from hxrd.kernels.compiled import compiled
 from hxrd.kernels.crowding import SPECIES, START
 from hxrd.kernels.lattice import squared_length
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def is_more_symmetric(coset, centring, sites, n_sites, positions, metric, tolerance):
     """Whether some operation outside the group maps every atom upon one of its species.
 
@@ -58,7 +58,7 @@ def is_more_symmetric(coset, centring, sites, n_sites, positions, metric, tolera
     return False
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _is_translation(shift, centring):
     for row in range(len(centring)):
         off = 0.0
@@ -70,7 +70,7 @@ def _is_translation(shift, centring):
     return False
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _maps(coset, index, shift, sites, n_sites, positions, metric, tolerance):
     """Whether the operation sends every atom near one of its own species."""
     squared = tolerance * tolerance
@@ -85,7 +85,7 @@ def _maps(coset, index, shift, sites, n_sites, positions, metric, tolerance):
     return True
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _meets(u, v, w, species, sites, n_sites, positions, metric, squared):
     for site in range(n_sites):
         if sites[site, SPECIES] != species:

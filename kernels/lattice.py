@@ -7,7 +7,8 @@ uint64 array, so that what is drawn depends on its first value alone.
 import math
 
 import numpy as np
-from numba import njit
+
+from hxrd.kernels.compiled import compiled
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _FIRST_FACTOR = np.uint64(0xBF58476D1CE4E5B9)
@@ -17,7 +18,7 @@ _TO_53_BITS = np.uint64(11)
 _REDUCTION_STEPS = 200
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled
 def mixed(value):
     """Return 64 well-mixed bits of 64: the finaliser of SplitMix64 (Steele, Lea & Flood 2014, Fig. 16)."""
     value = (value ^ (value >> _FIRST_SHIFT)) * _FIRST_FACTOR
@@ -25,7 +26,7 @@ def mixed(value):
     return value ^ (value >> _THIRD_SHIFT)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def start_stream(state, seed, number, purpose):
     """Set the stream (uint64, shape (1,)) that three whole numbers name."""
     key = mixed(np.uint64(seed) + _GAMMA)
@@ -33,21 +34,21 @@ def start_stream(state, seed, number, purpose):
     state[0] = mixed((key ^ np.uint64(purpose)) + _GAMMA)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def uniform(state):
     """Return the next number of the stream, evenly distributed in [0, 1)."""
     state[0] += _GAMMA
     return float(mixed(state[0]) >> _TO_53_BITS) * 1.1102230246251565e-16
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def normal(state):
     """Return the next number of the stream, normally distributed (Box & Muller 1958)."""
     radius = math.sqrt(-2.0 * math.log(1.0 - uniform(state)))
     return radius * math.cos(2.0 * math.pi * uniform(state))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def chosen(cumulative, start, stop, state):
     """Return an index from start to stop - 1; `cumulative` grows to 1 there."""
     target = uniform(state)
@@ -61,7 +62,7 @@ def chosen(cumulative, start, stop, state):
     return low
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def set_metric(cell, metric):
     """Set the metric tensor of a cell (a, b, c in Å, α, β, γ in degrees); exact at 90 and 120°."""
     for i in range(3):
@@ -73,7 +74,7 @@ def set_metric(cell, metric):
         metric[k, j] = metric[j, k]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def volume(metric):
     """Return the volume in Å³, 0 where the metric is none."""
     a, b, c = metric[0, 0], metric[1, 1], metric[2, 2]
@@ -81,7 +82,7 @@ def volume(metric):
     return math.sqrt(max(a * b * c + 2.0 * d * e * f - a * d * d - b * e * e - c * f * f, 0.0))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def squared_length(x, y, z, metric):
     """Return the squared length in Å² of a fractional vector."""
     return (
@@ -92,7 +93,7 @@ def squared_length(x, y, z, metric):
     )
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def set_primitive(metric, basis, reduced):
     """Set the metric of the lattice that the columns of `basis` span, reduced to its shortest vectors.
 
@@ -111,7 +112,7 @@ def set_primitive(metric, basis, reduced):
             return
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _shortened_by_pairs(reduced):
     """Take from each vector its nearest multiple of another; whether any got shorter."""
     changed = False
@@ -126,7 +127,7 @@ def _shortened_by_pairs(reduced):
     return changed
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _shortened_by_sum(reduced):
     """Replace the longest vector by a sum or difference of all three that is shorter; whether one is."""
     i = 0
@@ -145,7 +146,7 @@ def _shortened_by_sum(reduced):
     return False
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _add_multiple(reduced, i, j, multiple):
     """Add a multiple of vector j to vector i, in the metric."""
     for k in range(3):
@@ -154,7 +155,7 @@ def _add_multiple(reduced, i, j, multiple):
         reduced[k, i] += multiple * reduced[k, j]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def point_group_order(reduced, tolerance):
     """Return how many rotations (improper ones too) a reduced lattice has within a tolerance.
 
@@ -191,7 +192,7 @@ def point_group_order(reduced, tolerance):
     return order
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _same_product(one, other, reduced, i, j, tolerance):
     product = 0.0
     for k in range(3):

@@ -11,6 +11,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from hxrd.kernels.compiled import compiled
+
 NOISE_LIMIT = 4.0  # residuals below this many sigma count as background
 PRIOR_BINS = 20.0  # weight of the whole pattern's noise offset against the local one, in bins
 NOISE_FLOOR = 0.1  # the noise model's smallest background, as a part of its mean
@@ -104,7 +106,7 @@ def background_on(
     return Background(bins, window.astype(np.int64), n_start, index.astype(np.int64), fraction)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _mean_in_bins(intensity, source, bins, out):
     """Mean of the piecewise linear intensity over each bin: exact integrals, so nothing is lost between."""
     n_source = len(source)
@@ -124,7 +126,7 @@ def _mean_in_bins(intensity, source, bins, out):
         before = here
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _smoothed(values, out):
     """Binomial smoothing (1 4 6 4 1)/16; the two points at each end are repeated outwards."""
     n = len(values)
@@ -150,7 +152,7 @@ def _clip_peaks(values, window):
             values[i] = clipped[i]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _noise(counts, background):
     """Standard deviation of every bin, taken as proportional to √background, by robust differences."""
     n = len(counts)
@@ -168,7 +170,7 @@ def _noise(counts, background):
     return sigma * (np.median(difference) / (NORMAL_MEDIAN * SECOND_DIFFERENCE))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _lift_to_middle(background, smooth, sigma, window):
     """Move the lower envelope, in place, to the middle of the noise.
 
@@ -189,7 +191,7 @@ def _lift_to_middle(background, smooth, sigma, window):
         background[i] += offset * sigma[i]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _shadow_filled(smooth, level, n_start):
     """Where a pattern begins in the shadow of the beam stop, raise that run to the background beyond it.
 
@@ -206,7 +208,7 @@ def _shadow_filled(smooth, level, n_start):
     return True
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _background(intensity, source, plan, out):
     n = len(plan.window)
     counts, smooth = np.empty(n), np.empty(n)
@@ -224,7 +226,7 @@ def _background(intensity, source, plan, out):
         out[j] = level[k] + plan.fraction[j] * (following - level[k])
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _normalised(values, out):
     """Clip at zero and divide by the maximum; zeros where nothing is positive."""
     largest = 0.0
@@ -234,7 +236,7 @@ def _normalised(values, out):
         out[i] = max(values[i], 0.0) / largest if largest > 0.0 else 0.0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _row(intensity, source, clipping, target, remove, rebin, out):
     n = len(source)
     values = np.empty(n)
@@ -263,13 +265,13 @@ def _row(intensity, source, clipping, target, remove, rebin, out):
         _normalised(values, out)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _rows(intensity, source, clipping, target, remove, rebin, out):
     for i in range(len(intensity)):
         _row(intensity[i], source, clipping, target, remove, rebin, out[i])
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _background_rows(intensity, source, clipping, out):
     for i in range(len(intensity)):
         _background(intensity[i].astype(np.float64), source, clipping, out[i])

@@ -1,16 +1,12 @@
-"""Variations of known crystals, compiled with Numba: cell strained, free coordinates moved.
-
-Numba's cache on disk looks at one file at a time: after a change in lattice.py or
-crowding.py, touch this file as well.
-"""
+"""Variations of known crystals, compiled with Numba: cell strained, free coordinates moved."""
 
 import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from hxrd.kernels.compiled import compiled
 from hxrd.kernels.crowding import set_lattice
 from hxrd.kernels.lattice import normal, set_metric, start_stream, uniform
 
@@ -87,7 +83,7 @@ class Surroundings(NamedTuple):
     atom_volume: NDArray[np.float64]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def vary(template, settings, pool, pool_range, seed, number, attempt, chosen, cell, positions, b_iso):
     """Draw one variation; seed, number and attempt decide all of it.
 
@@ -118,7 +114,7 @@ def vary(template, settings, pool, pool_range, seed, number, attempt, chosen, ce
         b_iso[site] = value if warm else template.b_iso[site]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _new_element(pool, pool_range, chosen, kind, state):
     """Return an element of the species' part of the pool that no species before has; -1: none was found."""
     first, last = pool_range[kind, 0], pool_range[kind, 1]
@@ -135,7 +131,7 @@ def _new_element(pool, pool_range, chosen, kind, state):
     return -1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _strain(template, settings, cell, state):
     """Write the cell after a random strain and scale, averaged over the point group."""
     strain = np.empty((3, 3))
@@ -166,18 +162,18 @@ def _strain(template, settings, cell, state):
     cell[5] = _degrees(kept[5] / (a * b))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _product(vectors, index):
     i, j = _INDEX[index]
     return vectors[i, 0] * vectors[j, 0] + vectors[i, 1] * vectors[j, 1] + vectors[i, 2] * vectors[j, 2]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _degrees(cosine):
     return math.degrees(math.acos(min(max(cosine, -1.0), 1.0)))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _move(template, settings, positions, state):
     """Write the positions after every orbit has moved along its free coordinates."""
     positions[:] = template.positions
@@ -194,7 +190,7 @@ def _move(template, settings, positions, state):
                 positions[site, i] += template.move[site, i, j] * moves[orbit, j]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def vary_sanely(template, context, settings, pool, seed, number, chosen, cell, positions, b_iso):
     """Draw variations until one keeps its atoms apart; return after how many attempts, 0 where none does.
 
@@ -245,7 +241,7 @@ def vary_sanely(template, context, settings, pool, seed, number, chosen, cell, p
     return 0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _size(context, elements):
     """Return the volume of all atoms, Å³."""
     total = 0.0
@@ -254,7 +250,7 @@ def _size(context, elements):
     return total
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _are_distinct(own, chosen, elements):
     """Whether the species that chosen elements make are different ones; `elements` is scratch."""
     for kind in range(len(own)):
@@ -265,7 +261,7 @@ def _are_distinct(own, chosen, elements):
     return True
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def roominess(template, context, elements, cell, positions, roomy):
     """Return the smallest squared distance of two atoms over its squared limit, at most `roomy`.
 
@@ -303,7 +299,7 @@ def roominess(template, context, elements, cell, positions, roomy):
     return smallest
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _to_other_copies(x, y, z, lattice, within, is_same):
     """Return the smallest squared length (Å²) below within² of a vector plus any of the lattice.
 

@@ -3,15 +3,14 @@
 A crystal is drawn in attempts. Each takes a combination of Wyckoff positions, elements and a cell, puts
 every site at the best of some random places, widens the cell where atoms are still too near each other,
 and gives up where the cell would grow too much or where an operation outside the group maps the crystal
-onto itself. Numba's cache on disk looks at one file at a time: after a change in lattice.py or
-crowding.py, touch this file as well.
+onto itself.
 """
 
 import math
 
 import numpy as np
-from numba import njit
 
+from hxrd.kernels.compiled import compiled
 from hxrd.kernels.crowding import (
     FIRST_IMAGE,
     N_FREE,
@@ -55,7 +54,7 @@ _SUBSTITUTED = 0.25  # share of the species that another of like habits replaces
 _B_JITTER = 0.1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def draw_groups(cumulative, seed, numbers, out):
     """Write, for each number (uint64, shape (n,)), which entry of the cumulative shares it draws."""
     state = np.zeros(1, np.uint64)
@@ -64,7 +63,7 @@ def draw_groups(cumulative, seed, numbers, out):
         out[row] = chosen(cumulative, 0, len(cumulative), state)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def draw_crystals(tables, groups, seeds, numbers, only_combination, most_attempts, drawn):
     """Draw crystals one after another and return how many fitted into the arrays.
 
@@ -141,7 +140,7 @@ def draw_crystals(tables, groups, seeds, numbers, only_combination, most_attempt
     return len(groups)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _wrap(work, positions):
     """Copy the atoms in place into [0, 1)."""
     for atom in range(len(positions)):
@@ -150,7 +149,7 @@ def _wrap(work, positions):
             positions[atom, i] = 0.0 if value >= 1.0 else value  # a tiny negative coordinate
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _set_sites(tables, combination, sites):
     """Write the sites of a combination (see `hxrd.kernels.crowding`) and return how many they are."""
     first = tables.site_start[combination]
@@ -165,7 +164,7 @@ def _set_sites(tables, combination, sites):
     return n_sites
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _choose_elements(tables, combination, elements, state):
     """Take a set of elements of the combination's formula, with some of them replaced by their like."""
     formula = tables.formula[combination]
@@ -188,14 +187,14 @@ def _choose_elements(tables, combination, elements, state):
         elements[species] = -1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _quantile(values, share):
     place = share * (len(values) - 1)
     low = min(int(place), len(values) - 2)
     return values[low] + (place - low) * (values[low + 1] - values[low])
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _choose_cell(tables, group, combination, elements, cell, metric, reduced, state):
     """Draw a cell whose lattice has the symmetry of the group's and no more; whether one was found."""
     expected = 0.0
@@ -217,7 +216,7 @@ def _choose_cell(tables, group, combination, elements, cell, metric, reduced, st
     return False
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _draw_shape(tables, group, combination, cell, state):
     """Set a cell of edge a = 1 Å, near the combination's known shape or one of its Bravais lattice's."""
     shape = tables.shape[combination]
@@ -240,12 +239,12 @@ def _draw_shape(tables, group, combination, cell, state):
         cell[4] = _angle(shape[3] + _COSINE_JITTER * normal(state))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _angle(cosine):
     return math.degrees(math.acos(min(max(cosine, -0.9), 0.9)))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _widen(cell, metric, factor):
     """Scale all lengths of the cell."""
     for i in range(3):
@@ -253,7 +252,7 @@ def _widen(cell, metric, factor):
     set_metric(cell, metric)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _roominess(nearest, elements, shortest):
     """Return the squared shortest lattice vector over the squared limit of like atoms, at most `_ROOMY`."""
     room = _ROOMY
@@ -263,7 +262,7 @@ def _roominess(nearest, elements, shortest):
     return room
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _place_all(images, sites, n_sites, room, needed, free, lattice, work, state):
     """Put all sites somewhere and return the smallest squared distance over its squared limit.
 
@@ -285,7 +284,7 @@ def _place_all(images, sites, n_sites, room, needed, free, lattice, work, state)
     return smallest
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _place_site(images, sites, site, known, free, lattice, work, state):
     """Put one site at the best of some places among the sites before `known`, itself left out.
 
@@ -311,7 +310,7 @@ def _place_site(images, sites, site, known, free, lattice, work, state):
     return best
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _finish(tables, sites, n_sites, elements, place, drawn, state):
     """Write the element and B of every atom: one B for a species, of one crystal's temperature."""
     warmth = uniform(state)

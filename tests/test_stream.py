@@ -29,6 +29,7 @@ from endless_streams import (
 from hxrd.crystal.synthetic import SyntheticSettings
 from hxrd.errors import HxrdError, InputError, Rejected, UsageError
 from hxrd.models.preprocess import Grid, preprocess_batch
+from hxrd.simulate import supply as supplies
 from hxrd.simulate.simulate import simulate_patterns
 from hxrd.simulate.stream import Block, PatternStream
 from hxrd.simulate.supply import CrystalsInTurn, SyntheticCrystals, VariedCrystals
@@ -188,21 +189,24 @@ def test_crystals_that_can_never_be_simulated_are_an_error() -> None:
         stream.block(2)
 
 
-def test_a_crystal_that_was_not_found_gives_way_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    supply = SyntheticCrystals(SyntheticSettings(groups=GROUPS))
-    before = supply.crystals(np.arange(9), 0)
-    draw_many = supply._generator.draw_many
+def test_a_crystal_that_was_not_found_gives_way_to_another_of_its_group(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn = SyntheticCrystals(SyntheticSettings(groups=GROUPS))
+    before = drawn.crystals(np.arange(9), 0)
+    draw = supplies.drawn_crystals
 
-    def without_one(numbers):
-        crystals = draw_many(numbers)
+    def without_one(groups, seeds, numbers):
+        crystals = draw(groups, seeds, numbers)
         if before[5].identifier in [crystal.identifier for crystal in crystals]:
             raise Rejected("not found")
         return crystals
 
-    monkeypatch.setattr(supply._generator, "draw_many", without_one)
-    after = supply.crystals(np.arange(9), 0)
+    monkeypatch.setattr(supplies, "drawn_crystals", without_one)
+    after = drawn.crystals(np.arange(9), 0)
     same = [one.identifier == other.identifier for one, other in zip(before, after, strict=True)]
     assert same == [True] * 5 + [False] + [True] * 3
+    assert after[5].space_group == before[5].space_group
 
 
 def test_patterns_are_prepared_as_measured_ones_are() -> None:

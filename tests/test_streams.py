@@ -31,9 +31,11 @@ def stream(training_archive: Path) -> ArchiveStream:
     return archive_stream(training_archive)
 
 
-def crystal_stream(archive: Path, templates: TemplateSettings | None, realism=None, seed=0) -> CrystalStream:
+def crystal_stream(
+    archive: Path, templates: TemplateSettings | None, realism=None, seed=0, synthetic=0.0
+) -> CrystalStream:
     return CrystalStream(
-        CrystalStreamSpec(archive, ("prototypes",), SPACE_GROUPS_144, templates, realism, seed)
+        CrystalStreamSpec(archive, ("prototypes",), SPACE_GROUPS_144, templates, realism, seed, synthetic)
     )
 
 
@@ -92,6 +94,26 @@ def test_varied_patterns_depend_on_epoch_and_number_and_not_on_the_chunk(trainin
     assert np.abs(made.patterns(3, np.arange(N)) - whole).max(axis=1).min() > 0.01
     other_seed = crystal_stream(training_archive, TemplateSettings(), seed=1).patterns(2, np.arange(N))
     assert np.abs(other_seed - whole).max(axis=1).min() > 0.01
+
+
+def test_synthetic_crystals_take_the_place_of_some_and_keep_the_label(training_archive: Path) -> None:
+    plain, made = (crystal_stream(training_archive, None, synthetic=share) for share in (0.0, 0.4))
+    stored = plain.patterns(0, np.arange(N))
+    changed = []
+    for epoch in range(12):
+        whole = made.patterns(epoch, np.arange(N))
+        order = np.random.default_rng(epoch).permutation(N)
+        np.testing.assert_array_equal(made.patterns(epoch, order), whole[order])
+        changed.append(np.abs(whole - stored).max(axis=1) > 0.01)
+    assert 0.3 < np.mean(changed) < 0.5  # of 276: 3.4 standard deviations
+    assert len({tuple(row) for row in changed}) == 12
+    everything = crystal_stream(training_archive, None, synthetic=1.0)
+    crystals: list = [None] * N
+    everything._put_in_synthetic(crystals, 0, np.arange(N))
+    assert [SPACE_GROUPS_144[label] for label in made.labels] == [crystal.space_group for crystal in crystals]
+    assert all(crystal.identifier.startswith("syn-") for crystal in crystals)
+    everything._put_in_synthetic(later := [None] * N, 1, np.arange(N))
+    assert not {crystal.identifier for crystal in crystals} & {crystal.identifier for crystal in later}
 
 
 def test_measured_like_patterns_are_the_same_for_the_same_question(training_archive: Path) -> None:

@@ -161,9 +161,8 @@ def _nearly_touch(crystal: Crystal, heights: NDArray[np.float64]) -> bool:
     if len(positions) <= _FEW_SITES:
         steps = positions[:, None] - positions
         steps -= np.rint(steps)
-        near = (np.abs(steps) * heights <= SHORTEST_DISTANCE).all(axis=2)
-        np.fill_diagonal(near, False)
-        first, second = np.nonzero(near)
+        near = np.all(np.abs(steps) * heights <= SHORTEST_DISTANCE, axis=2)
+        first, second = np.nonzero(np.triu(near, 1))
     else:
         from scipy.spatial import cKDTree
 

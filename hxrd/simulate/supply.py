@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hxrd.crystal.crystal import Crystal
-from hxrd.crystal.synthetic import Generator, SyntheticSettings
+from hxrd.crystal.synthetic import Generator, SyntheticSettings, drawn_crystals
 from hxrd.errors import InputError, Rejected
 from hxrd.simulate.shards import row_seeds
 from hxrd.simulate.templates import TemplateSampler, TemplateSettings, templates_from
@@ -63,20 +63,34 @@ class SyntheticCrystals:
     def crystals(self, numbers: NDArray[np.int64], seed: int) -> list[Crystal]:
         """Draw crystals (see `CrystalSupply.crystals`)."""
         # Scattered over all numbers of the generator, where neighbours have neighbouring space groups.
-        return self._drawn(row_seeds(seed, numbers))
-
-    def _drawn(self, names: NDArray[np.uint64]) -> list[Crystal]:
-        try:
-            return self._generator.draw_many(names)
-        except Rejected:  # one of them: it is found by halves, and another takes its place
-            if len(names) == 1:
-                return self._drawn(row_seeds(1, names.view(np.int64)))
-            middle = len(names) // 2
-            return self._drawn(names[:middle]) + self._drawn(names[middle:])
+        names = row_seeds(seed, numbers)
+        return synthetic_crystals(self._generator.groups_of(names), self._generator.settings.seed, names)
 
     def describe(self) -> str:
         """Return the settings."""
         return f"synthetic {msgspec.json.encode(self._generator.settings).decode()}"
+
+
+def synthetic_crystals(groups: NDArray[np.int64], seed: int, numbers: NDArray[np.uint64]) -> list[Crystal]:
+    """Draw a synthetic crystal of each space group, another of that group where one was not found.
+
+    Parameters
+    ----------
+    groups : ndarray of int64, shape (n,)
+    seed : int
+        Of the names of the crystals.
+    numbers : ndarray of uint64, shape (n,)
+    """
+    try:
+        return drawn_crystals(groups, np.full(len(numbers), seed, np.uint64), numbers)
+    except Rejected:  # one of them: it is found by halves
+        if len(numbers) == 1:
+            return synthetic_crystals(groups, seed, row_seeds(1, numbers.view(np.int64)))
+        first, second = slice(len(numbers) // 2), slice(len(numbers) // 2, None)
+        return [
+            *synthetic_crystals(groups[first], seed, numbers[first]),
+            *synthetic_crystals(groups[second], seed, numbers[second]),
+        ]
 
 
 class CrystalsInTurn:

@@ -11,6 +11,24 @@ from hxrd.simulate.realism import RealismSettings
 from hxrd.simulate.templates import TemplateSettings
 
 
+class SyntheticShare(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Synthetic crystals among those of the archive.
+
+    Parameters
+    ----------
+    share : float
+        Of the patterns, those that show a synthetic crystal in place of the archive's: one of the same space
+        group, another in each epoch.
+    """
+
+    share: float = 0.3
+
+    def __post_init__(self) -> None:
+        """Refuse an impossible share; msgspec reports a ValueError as a validation error."""
+        if not 0 < self.share <= 1:
+            raise ValueError("share must lie in (0, 1]")
+
+
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a model is trained.
 
@@ -36,6 +54,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     precision : {"bf16", "fp32"}
     templates : TemplateSettings, optional
         Make the patterns afresh in each epoch from varied crystals.
+    synthetic : SyntheticShare, optional
+        Make them afresh, some of them from synthetic crystals.
     realism : RealismSettings, optional
         Make them as instruments give them; patterns then go through the background removal, in training
         and in use.
@@ -55,6 +75,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     input_transform: Literal["none", "sqrt"] = "none"
     precision: Literal["bf16", "fp32"] = "bf16"
     templates: TemplateSettings | None = None
+    synthetic: SyntheticShare | None = None
     realism: RealismSettings | None = None
 
     def __post_init__(self) -> None:

@@ -1,12 +1,8 @@
 """Where training patterns come from: an archive as it stands, or varied crystals simulated afresh."""
 
-import os
-import signal
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import msgspec
@@ -20,8 +16,11 @@ from hxrd.errors import InputError, Rejected
 from hxrd.models.preprocess import Grid, preprocess_batch
 from hxrd.physics.instrument import Instrument
 from hxrd.simulate.realism import RealismSettings, measured_like
+from hxrd.simulate.shards import row_seeds
 from hxrd.simulate.simulate import simulate_patterns
+from hxrd.simulate.supply import synthetic_crystals
 from hxrd.simulate.templates import TemplateSampler, TemplateSettings, templates_from
+from hxrd.simulate.workers import process_pool
 
 _CHUNKS_AHEAD = 3  # at least; more where more workers are to be kept busy
 
@@ -106,6 +105,8 @@ class CrystalStreamSpec:
         None leaves the crystals as they are.
     realism : RealismSettings or None
     seed : int
+    synthetic_share : float
+        Of the patterns, those with a synthetic crystal of the same space group.
     """
 
     archive: Path
@@ -114,6 +115,7 @@ class CrystalStreamSpec:
     templates: TemplateSettings | None
     realism: RealismSettings | None
     seed: int
+    synthetic_share: float = 0.0
 
 
 class CrystalStream:
@@ -143,6 +145,7 @@ class CrystalStream:
     def patterns(self, epoch: int, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
         """Simulate varied crystals."""
         crystals = [self._drawn(epoch, int(number)) for number in numbers]
+        self._put_in_synthetic(crystals, epoch, numbers)
         if self._spec.realism is None:
             return simulate_patterns(crystals, self.instrument, threads=1)[0]  # a worker takes one core
         rng = np.random.default_rng([self._spec.seed, 1, epoch + 1, int(numbers[0])])
@@ -152,6 +155,17 @@ class CrystalStream:
         if self._sampler is None:
             return self._crystals[number]
         return self._sampler.draw(number, np.random.default_rng([self._spec.seed, 0, epoch + 1, number]))
+
+    def _put_in_synthetic(self, crystals: list[Crystal], epoch: int, numbers: NDArray[np.int64]) -> None:
+        """Replace some crystals, in place, by synthetic ones of their space groups."""
+        if not self._spec.synthetic_share:
+            return
+        names = row_seeds(self._spec.seed, (epoch + 1) * len(self.labels) + numbers)
+        places = np.flatnonzero(names < self._spec.synthetic_share * 2.0**64)
+        groups = np.array(self._spec.classes)[self.labels[numbers[places]]]
+        drawn = synthetic_crystals(groups, self._spec.seed, names[places])
+        for place, crystal in zip(places.tolist(), drawn, strict=True):
+            crystals[place] = crystal
 
 
 def _instrument_of(archive: Archive) -> Instrument:
@@ -208,15 +222,6 @@ _worker_stream: CrystalStream | None = None
 def _set_up_worker(spec: CrystalStreamSpec) -> None:
     global _worker_spec
     _worker_spec = spec
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the training process ends the workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End this worker when the training process was killed: nobody else would."""
-    if (parent := parent_process()) is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _chunk_in_worker(epoch: int, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -241,9 +246,7 @@ class WorkerStream:
     def __init__(self, spec: CrystalStreamSpec, labels: NDArray[np.int64], n_workers: int):
         self.labels = labels
         self.chunks_ahead = max(_CHUNKS_AHEAD, n_workers)
-        self._pool = ProcessPoolExecutor(
-            n_workers, get_context("spawn"), initializer=_set_up_worker, initargs=(spec,)
-        )
+        self._pool = process_pool(n_workers, _set_up_worker, spec)
 
     def submit(self, epoch: int, numbers: NDArray[np.int64]) -> "Future[NDArray[np.float32]]":
         """Ask for patterns ahead of their use."""

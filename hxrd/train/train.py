@@ -57,8 +57,8 @@ def train_model(
     Parameters
     ----------
     archive_path : Path
-        Patterns with their space groups. With templates or realism in the recipe it names the crystals,
-        and the patterns are made afresh.
+        Patterns with their space groups. With templates, synthetic crystals or realism in the
+        recipe it names the crystals, and the patterns are made afresh.
     output : Path
         Ends in ``.safetensors``; the checkpoint and the log (JSON lines) stand beside it.
     recipe : Recipe
@@ -91,7 +91,7 @@ def train_model(
     """
     checkpoint, log = output.with_suffix(".checkpoint"), output.with_suffix(".log.jsonl")
     _check_output(output, checkpoint, resume, force)
-    afresh = recipe.templates is not None or recipe.realism is not None
+    afresh = any(part is not None for part in (recipe.templates, recipe.synthetic, recipe.realism))
     if afresh and not validation_paths:
         raise UsageError("a recipe that makes patterns afresh needs --validation ARCHIVE")
     classes = SPACE_GROUPS_144 if recipe.groups == 144 else tuple(range(1, 231))
@@ -111,7 +111,10 @@ def train_model(
             trainer.start_from(_weights_of(start_from, recipe, classes))
     output.parent.mkdir(parents=True, exist_ok=True)
     if afresh:
-        spec = CrystalStreamSpec(archive_path, sources, classes, recipe.templates, recipe.realism, seed)
+        share = recipe.synthetic.share if recipe.synthetic is not None else 0.0
+        spec = CrystalStreamSpec(
+            archive_path, sources, classes, recipe.templates, recipe.realism, seed, share
+        )
         stream: ArchiveStream | WorkerStream = WorkerStream(spec, labelled_rows(archive, classes)[1], workers)
         validation = _validation(validation_paths, classes, recipe, sources)
     else:
