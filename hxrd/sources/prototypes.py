@@ -1,9 +1,9 @@
 """The AFLOW prototypes that pymatgen carries: ``prototypes``, without licence or network.
 
 Identifiers are AFLOW labels such as ``AB_cF8_225_a_b`` (rock salt); the second crystal with one label
-is ``LABEL#2``, and so on, in pymatgen's order. The cell is kept as pymatgen has it, AFLOW's primitive
-cell, but for rounding in the fifth digit. Its peaks are those of the conventional cell, with |F|² smaller by the square of the number of
-lattice points; relative intensities are the same.
+is ``LABEL#2``, and so on, in pymatgen's order. The cell is kept as pymatgen has it,
+AFLOW's primitive cell, but for rounding in the fifth digit. Its peaks are those of the conventional cell,
+with |F|² smaller by the square of the number of lattice points; relative intensities are the same.
 
 Hicks et al. (2019), *Comput. Mater. Sci.* 161, S1–S1011; Mehl et al. (2017), *ibid.* 136, S1–S828.
 """
