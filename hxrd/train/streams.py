@@ -163,7 +163,7 @@ class CrystalStream:
         names = row_seeds(self._spec.seed, (epoch + 1) * len(self.labels) + numbers)
         places = np.flatnonzero(names < self._spec.synthetic_share * 2.0**64)
         groups = np.array(self._spec.classes)[self.labels[numbers[places]]]
-        drawn = synthetic_crystals(groups, self._spec.seed, names[places])
+        drawn = synthetic_crystals(groups, self._spec.seed % 2**64, names[places])
         for place, crystal in zip(places.tolist(), drawn, strict=True):
             crystals[place] = crystal
 
