@@ -69,7 +69,9 @@ def killed_in_mid_run(arguments: list[str], output: Path) -> None:
     assert wait_until(lambda: all(ended(worker) for worker in workers), 20)
 
 
-@pytest.mark.parametrize("text", [RECIPE, TEMPLATES], ids=["stored patterns", "varied crystals"])
+@pytest.mark.parametrize(
+    "text", [RECIPE, TEMPLATES + "[synthetic]\n"], ids=["stored patterns", "varied and synthetic crystals"]
+)
 def test_a_killed_and_resumed_training_is_an_uninterrupted_one(
     training_archive: Path, tmp_path: Path, text: str
 ) -> None:
