@@ -60,7 +60,7 @@ def open_ways(stream: PatternStream) -> dict[str, Generator[Block, None, None]]:
 
 
 def measure(augmentation: str | None, rounds: int, n_blocks: int) -> dict[str, float]:
-    """Median patterns per second of the plain simulator and of every way, and its quartiles' distance."""
+    """Median patterns per second of the plain simulator and of every way."""
     instrument = load_instrument("paper")
     supply = SyntheticCrystals(SyntheticSettings(groups=SPACE_GROUPS_144))
     stream = PatternStream(supply, instrument, augmentation and load_augmentation(augmentation))
