@@ -77,8 +77,8 @@ def train(
 ) -> None:
     """Train a classifier of space groups on the patterns of ARCHIVE.
 
-    A recipe with [templates] or [realism] makes the patterns afresh in each epoch, from the crystals that
-    the archive names. After each epoch a checkpoint and a line of the log (JSON) are written beside the
+    A recipe with [templates], [synthetic] or [realism] makes the patterns afresh in each epoch, from the
+    crystals that the archive names. After each epoch a checkpoint and a line of the log (JSON) are written beside the
     output; --resume goes on after an interruption.
 
     \b

@@ -20,7 +20,7 @@ from hxrd.physics.instrument import load_instrument, with_overrides
 from hxrd.simulate.augmentation import Augmentation, load_augmentation
 from hxrd.simulate.plan import Plan
 from hxrd.simulate.run import simulate_archive
-from hxrd.simulate.shards import row_seeds
+from hxrd.simulate.seeds import row_seeds
 from hxrd.sources import SourceChain, UnknownIdentifier
 from hxrd.sources.jsonl import JsonlSource
 

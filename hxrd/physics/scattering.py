@@ -3,6 +3,7 @@
 import re
 import threading
 from functools import cache
+from types import ModuleType
 
 import gemmi
 import numpy as np
@@ -45,18 +46,26 @@ def _scattering_length(name: str, table: str) -> complex:
     return length
 
 
+def filled_periodictable() -> ModuleType:
+    """Return the module periodictable, its tables of neutrons filled.
+
+    It fills them when first asked for, which two threads must not do at once.
+    """
+    import periodictable
+
+    with _LOADING:
+        periodictable.H.neutron  # noqa: B018
+    return periodictable
+
+
 def _sears1992(element: str) -> complex | None:
     length = gemmi.Element(element).neutron92.get_coefs()[0]
     return complex(length) if length else None
 
 
 def _periodictable(mass: str, element: str) -> complex | None:
-    import periodictable
-
-    with _LOADING:  # its tables are filled when first asked for, which two threads must not do at once
-        periodictable.H.neutron  # noqa: B018
     try:
-        atom = periodictable.elements.symbol(element)
+        atom = filled_periodictable().elements.symbol(element)
         neutron = (atom[int(mass)] if mass else atom).neutron
     except (ValueError, KeyError, TypeError):  # no such element or isotope; an isotope of D
         return None

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hxrd.crystal.crystal import Crystal
+from hxrd.physics.scattering import filled_periodictable
 
 _SPECIES = re.compile(r"(\d*)([A-Z][a-z]?)")
 _FM2_OF_BARN = 100.0
@@ -59,12 +60,10 @@ def _volumes(crystals: Sequence[Crystal]) -> NDArray[np.float64]:
 @cache
 def _mass_and_incoherent(species: str) -> tuple[float, float]:
     """Atomic mass, and incoherent cross-section of the bound atom in barn."""
-    import periodictable
-
     match = _SPECIES.fullmatch(species)
     try:
         number, symbol = match.groups() if match else ("", "")
-        element = periodictable.elements.symbol(symbol)
+        element = filled_periodictable().elements.symbol(symbol)
         atom = element[int(number)] if number else element
     except (ValueError, KeyError):  # a species that no table of scattering knows either
         return 0.0, 0.0

@@ -19,10 +19,9 @@ from hxrd.crystal.crystal import Crystal
 from hxrd.errors import InputError, UsageError
 from hxrd.models.preprocess import Grid, preprocess_batch
 from hxrd.physics.instrument import Instrument
-from hxrd.physics.scattering import scattering_lengths
 from hxrd.simulate.augment import Augmented, augmented
 from hxrd.simulate.augmentation import Augmentation
-from hxrd.simulate.shards import row_seeds
+from hxrd.simulate.seeds import row_seeds
 from hxrd.simulate.simulate import in_parts, simulated
 from hxrd.simulate.supply import CrystalSupply
 from hxrd.simulate.workers import in_order, process_pool
@@ -185,7 +184,6 @@ class PatternStream:
             with process_pool(workers, _set_up_worker, self) as pool:
                 yield from in_order(_block_in_worker, numbers, pool, workers + 1)
         else:
-            scattering_lengths(("H",), "periodictable")  # fills tables, which two threads must not do at once
             with ThreadPoolExecutor(workers, "hxrd-stream") as threads:
                 yield from in_order(self._block_on_one_thread, numbers, threads, workers + 1)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hxrd.crystal.crystal import Crystal
 from hxrd.crystal.synthetic import Generator, SyntheticSettings, drawn_crystals
 from hxrd.errors import InputError, Rejected
-from hxrd.simulate.shards import row_seeds
+from hxrd.simulate.seeds import row_seeds
 from hxrd.simulate.templates import TemplateSampler, TemplateSettings, templates_from
 
 

@@ -16,7 +16,7 @@ from hxrd.errors import InputError, Rejected
 from hxrd.models.preprocess import Grid, preprocess_batch
 from hxrd.physics.instrument import Instrument
 from hxrd.simulate.realism import RealismSettings, measured_like
-from hxrd.simulate.shards import row_seeds
+from hxrd.simulate.seeds import row_seeds
 from hxrd.simulate.simulate import simulate_patterns
 from hxrd.simulate.supply import synthetic_crystals
 from hxrd.simulate.templates import TemplateSampler, TemplateSettings, templates_from
