@@ -78,8 +78,8 @@ def train(
     """Train a classifier of space groups on the patterns of ARCHIVE.
 
     A recipe with [templates], [synthetic] or [realism] makes the patterns afresh in each epoch, from the
-    crystals that the archive names. After each epoch a checkpoint and a line of the log (JSON) are written beside the
-    output; --resume goes on after an interruption.
+    crystals that the archive names. After each epoch a checkpoint and a line of the log (JSON) are written
+    beside the output; --resume goes on after an interruption.
 
     \b
     Example:
