@@ -1,7 +1,6 @@
-"""Small lattices and random numbers, compiled with Numba: reduction, point symmetry, metric tensors.
+"""Small lattices, compiled with Numba: 3 × 3 algebra, metric tensors, reduction, point symmetry.
 
-A lattice is its metric tensor (Å², shape (3, 3)); a stream of random numbers is the one element of a
-uint64 array, so that what is drawn depends on its first value alone.
+A lattice is its metric tensor (Å², shape (3, 3)).
 """
 
 import math
@@ -10,56 +9,56 @@ import numpy as np
 
 from hxrd.kernels.compiled import compiled
 
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_FIRST_FACTOR = np.uint64(0xBF58476D1CE4E5B9)
-_SECOND_FACTOR = np.uint64(0x94D049BB133111EB)
-_FIRST_SHIFT, _SECOND_SHIFT, _THIRD_SHIFT = np.uint64(30), np.uint64(27), np.uint64(31)
-_TO_53_BITS = np.uint64(11)
 _REDUCTION_STEPS = 200
 
 
 @compiled
-def mixed(value):
-    """Return 64 well-mixed bits of 64: the finaliser of SplitMix64 (Steele, Lea & Flood 2014, Fig. 16)."""
-    value = (value ^ (value >> _FIRST_SHIFT)) * _FIRST_FACTOR
-    value = (value ^ (value >> _SECOND_SHIFT)) * _SECOND_FACTOR
-    return value ^ (value >> _THIRD_SHIFT)
+def inverse(matrix):
+    """Inverse of a matrix of shape (3, 3)."""
+    result = np.empty((3, 3))
+    for i in range(3):
+        for j in range(3):
+            a, b = (j + 1) % 3, (j + 2) % 3
+            c, d = (i + 1) % 3, (i + 2) % 3
+            result[i, j] = matrix[a, c] * matrix[b, d] - matrix[a, d] * matrix[b, c]
+    scale = matrix[0, 0] * result[0, 0] + matrix[0, 1] * result[1, 0] + matrix[0, 2] * result[2, 0]
+    for i in range(3):
+        for j in range(3):
+            result[i, j] /= scale
+    return result
 
 
 @compiled
-def start_stream(state, seed, number, purpose):
-    """Set the stream (uint64, shape (1,)) that three whole numbers name."""
-    key = mixed(np.uint64(seed) + _GAMMA)
-    key = mixed((key ^ np.uint64(number)) + _GAMMA)
-    state[0] = mixed((key ^ np.uint64(purpose)) + _GAMMA)
+def product(left, right):
+    """Product of two matrices of shape (3, 3)."""
+    result = np.zeros((3, 3))
+    for i in range(3):
+        for j in range(3):
+            for k in range(3):
+                result[i, j] += left[i, k] * right[k, j]
+    return result
 
 
 @compiled
-def uniform(state):
-    """Return the next number of the stream, evenly distributed in [0, 1)."""
-    state[0] += _GAMMA
-    return float(mixed(state[0]) >> _TO_53_BITS) * 1.1102230246251565e-16
+def congruent(matrix, metric):
+    """Metric in another basis, whose vectors are the columns of `matrix`."""
+    result = np.zeros((3, 3))
+    for i in range(3):
+        for j in range(3):
+            for k in range(3):
+                for l in range(3):
+                    result[i, j] += matrix[k, i] * metric[k, l] * matrix[l, j]
+    return result
 
 
 @compiled
-def normal(state):
-    """Return the next number of the stream, normally distributed (Box & Muller 1958)."""
-    radius = math.sqrt(-2.0 * math.log(1.0 - uniform(state)))
-    return radius * math.cos(2.0 * math.pi * uniform(state))
-
-
-@compiled
-def chosen(cumulative, start, stop, state):
-    """Return an index from start to stop - 1; `cumulative` grows to 1 there."""
-    target = uniform(state)
-    low, high = start, stop - 1
-    while low < high:
-        middle = (low + high) // 2
-        if cumulative[middle] > target:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+def determinant(m):
+    """Determinant of a matrix of shape (3, 3)."""
+    return (
+        m[0, 0] * (m[1, 1] * m[2, 2] - m[1, 2] * m[2, 1])
+        - m[0, 1] * (m[1, 0] * m[2, 2] - m[1, 2] * m[2, 0])
+        + m[0, 2] * (m[1, 0] * m[2, 1] - m[1, 1] * m[2, 0])
+    )
 
 
 @compiled

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hxrd.kernels.compiled import compiled
+from hxrd.kernels.randomness import mixed
 
 # Steele, Lea & Flood (2014), OOPSLA, Fig. 17 (SplitMix64): the increment and the mixing function.
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
@@ -81,22 +82,15 @@ _TAIL = _tail_quantiles()
 
 
 @compiled
-def _mixed(state):
-    state = (state ^ (state >> np.uint64(30))) * _MULTIPLIER_1
-    state = (state ^ (state >> np.uint64(27))) * _MULTIPLIER_2
-    return state ^ (state >> np.uint64(31))
-
-
-@compiled
 def stream_key(seed, stream):
     """Where the numbers of one stream of one row begin."""
-    return _mixed(_mixed(seed + _GAMMA) ^ ((np.uint64(stream) + np.uint64(1)) * _MULTIPLIER_2))
+    return mixed(mixed(seed + _GAMMA) ^ ((np.uint64(stream) + np.uint64(1)) * _MULTIPLIER_2))
 
 
 @compiled
 def _word(key, position):
     """Return the 64 random bits at a position of a stream."""
-    return _mixed(key + np.uint64(position) * _GAMMA)
+    return mixed(key + np.uint64(position) * _GAMMA)
 
 
 @compiled
@@ -234,7 +228,7 @@ def count(expected, seeds, stream, out):
 def count_row(expected, scale, key, out):
     """Draw the counts of one row."""
     words = np.empty(_BLOCK, np.uint64)
-    second = _mixed(key)
+    second = mixed(key)
     for first in range(0, len(expected), _BLOCK):
         block = expected[first : first + _BLOCK]
         least, most = _ends(block)

@@ -16,10 +16,11 @@ from hxrd.kernels.corrections import (
     cylinder_series,
     cylinder_transmission,
     lorentz_polarization,
-    march_dollase,
 )
+from hxrd.kernels.lattice import inverse
+from hxrd.kernels.lines import apply_texture, merge, sorted_places
 from hxrd.kernels.profile import Resolution, add_interpolated, add_peak, coarser, new_canvas, peak_widths
-from hxrd.kernels.reduction import LENIENT, inverse, new_workspace, reduced
+from hxrd.kernels.reduction import LENIENT, new_workspace, reduced
 from hxrd.kernels.reflections import (
     fill_columns,
     find_columns,
@@ -30,7 +31,6 @@ from hxrd.kernels.reflections import (
 )
 from hxrd.kernels.structure_factor import add_f_squared, new_tables
 
-_MERGE = 1e-9  # reflections whose s² agree to this relative precision are one line
 _FAINT = 1e-8  # lines below this part of the strongest are left out
 _WEAK = 0.02  # lines lower than this part of the highest may be drawn on a coarser grid …
 _COARSE_STEPS = 8.0  # … that has so many steps to their FWHM: interpolation then errs by 5e-5 of their top
@@ -181,89 +181,6 @@ def _reflections(batch, crystal, s_low, s_high, is_xray, tolerance, work, bounds
 
 
 @compiled
-def _apply_texture(metric, basis, texture, n_rotations, work, columns, n_columns, strength):
-    """Multiply by March & Dollase's weight, averaged over the members of each set."""
-    axis = np.zeros(3)
-    for i in range(3):
-        for j in range(3):
-            axis[i] += texture[1 + j] * basis[j, i]
-    against = np.empty((48, 3))  # against[R] · h is the scalar product of hR and the preferred plane
-    length_squared = 0.0
-    for index in range(n_rotations):
-        for i in range(3):
-            against[index, i] = 0.0
-            for j in range(3):
-                for k in range(3):
-                    against[index, i] += work.rotations[index, i, j] * metric[j, k] * axis[k]
-    for i in range(3):
-        length_squared += axis[i] * against[0, i]
-    if length_squared == 0:
-        return
-    for column in range(n_columns):
-        for j in range(columns.length[column]):
-            place = columns.offset[column] + j
-            if columns.multiplicity[place] == 0:
-                continue
-            h, k, l = columns.h[column], columns.k[column], columns.first_l[column] + j
-            scale = 1 / (4 * columns.s_squared[place] * length_squared)
-            total = 0.0
-            for index in range(n_rotations):
-                product = h * against[index, 0] + k * against[index, 1] + l * against[index, 2]
-                total += march_dollase(min(1.0, product * product * scale), texture[0])
-            strength[place] *= total / n_rotations
-
-
-@compiled
-def _sorted_places(columns, n_places, strength, order, s_low, s_high):
-    """List the places that hold a reflection, by s²; return their number.
-
-    They are dealt into buckets of s² first, so that few are left to be exchanged.
-    """
-    n = 0
-    for place in range(n_places):
-        n += columns.multiplicity[place] > 0
-    if n == 0:
-        return 0
-    low, scale = s_low * s_low, n / (s_high * s_high - s_low * s_low) * (1 - 1e-9)
-    start = np.zeros(n + 1, np.int64)
-    for place in range(n_places):
-        if columns.multiplicity[place] > 0:
-            start[int((columns.s_squared[place] - low) * scale) + 1] += 1
-    for bucket in range(n):
-        start[bucket + 1] += start[bucket]
-    for place in range(n_places):
-        if columns.multiplicity[place] > 0:
-            bucket = int((columns.s_squared[place] - low) * scale)
-            order[start[bucket]] = place
-            start[bucket] += 1
-    for i in range(1, n):
-        place = order[i]
-        value = columns.s_squared[place]
-        j = i - 1
-        while j >= 0 and columns.s_squared[order[j]] > value:
-            order[j + 1] = order[j]
-            j -= 1
-        order[j + 1] = place
-    return n
-
-
-@compiled
-def _merge(columns, strength, order, n, line_s_squared, line_strength):
-    """Join reflections of equal s² to lines; return their number."""
-    last = -1
-    for i in range(n):
-        place = order[i]
-        s_squared = columns.s_squared[place]
-        value = columns.multiplicity[place] * strength[place]
-        if last >= 0 and s_squared - line_s_squared[last] <= _MERGE * line_s_squared[last]:
-            line_strength[last] += value
-        else:
-            last += 1
-            line_s_squared[last], line_strength[last] = s_squared, value
-    return last + 1
-
-
-@compiled
 def _shape_lines(s_squared, strength, n, wavelength, weight, conditions, crystal, polarization, grid, shapes):
     """Write centre, area, FWHM, η, 2θ and cot 2θ of the lines whose centre lies inside the grid.
 
@@ -369,14 +286,14 @@ def patterns(batch, rows, conditions, grid, polarization, is_xray, out, maximum)
             batch, crystal, s_low, s_high, is_xray, LENIENT, work, bounds, columns, tables, strength
         )
         if conditions.texture[row, 0] != 1:
-            _apply_texture(
+            apply_texture(
                 metric, basis, conditions.texture[row], n_rotations, work, columns, n_columns, strength
             )
         if n_places > len(order):
             order = np.empty(2 * n_places, np.int64)
             line_s_squared, line_strength = np.empty(2 * n_places), np.empty(2 * n_places)
-        n = _sorted_places(columns, n_places, strength, order, s_low, s_high)
-        n = _merge(columns, strength, order, n, line_s_squared, line_strength)
+        n = sorted_places(columns, n_places, strength, order, s_low, s_high)
+        n = merge(columns, strength, order, n, line_s_squared, line_strength)
         for canvas in canvases:
             canvas.pattern[:] = 0
         if n > len(shapes):
@@ -451,7 +368,7 @@ def sticks(batch, s_low, s_high, is_xray, tolerance):
         )
         if n_places > len(order):
             order = np.empty(2 * n_places, np.int64)
-        n = _sorted_places(columns, n_places, strength, order, s_low, s_high)
+        n = sorted_places(columns, n_places, strength, order, s_low, s_high)
         first = start[crystal]
         start[crystal + 1] = first + n
         if first + n > len(hkl):

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hxrd.kernels.compiled import compiled, compiled_fastmath
+from hxrd.kernels.lattice import congruent, determinant, inverse, product, set_metric
 
 MOST_ROTATIONS = 48
 LENIENT = 1e-5  # how exactly atoms and cell must obey an operation for patterns: well below 1e-4 of the top
@@ -37,8 +38,10 @@ class Workspace(NamedTuple):
 
     Parameters
     ----------
-    positions, images : ndarray, shape (3, n_sites)
-        Fractional coordinates; scratch.
+    positions : ndarray, shape (3, n_sites)
+        Fractional coordinates.
+    side : ndarray, shape (n_sites,)
+        Scratch.
     weight : ndarray, shape (n_sites,)
         How often a kept site counts: 0 (dropped), 1 or 2.
     rotations : ndarray, shape (48, 3, 3)
@@ -50,7 +53,7 @@ class Workspace(NamedTuple):
     """
 
     positions: NDArray[np.float64]
-    images: NDArray[np.float64]
+    side: NDArray[np.float64]
     weight: NDArray[np.float64]
     rotations: NDArray[np.float64]
     translations: NDArray[np.float64]
@@ -63,63 +66,13 @@ def new_workspace(n_sites):
     """Return a `Workspace` for crystals of up to `n_sites` sites."""
     return Workspace(
         np.empty((3, n_sites)),
-        np.empty((3, n_sites)),
+        np.empty(n_sites),
         np.empty(n_sites),
         np.empty((MOST_ROTATIONS, 3, 3)),
         np.empty((MOST_ROTATIONS, 3)),
         np.empty(MOST_ROTATIONS, np.bool_),
         np.empty((_MOST_CENTRINGS, 3)),
     )
-
-
-@compiled
-def direct_metric(cell):
-    """Metric tensor in Å², shape (3, 3), of a, b, c (Å), α, β, γ (degrees)."""
-    metric = np.empty((3, 3))
-    for axis in range(3):
-        metric[axis, axis] = cell[axis] * cell[axis]
-        one, other = (axis + 1) % 3, (axis + 2) % 3
-        cosine = math.cos(math.radians(cell[3 + axis]))
-        metric[one, other] = metric[other, one] = cell[one] * cell[other] * cosine
-    return metric
-
-
-@compiled
-def inverse(matrix):
-    """Inverse of a matrix of shape (3, 3)."""
-    result = np.empty((3, 3))
-    for i in range(3):
-        for j in range(3):
-            a, b = (j + 1) % 3, (j + 2) % 3
-            c, d = (i + 1) % 3, (i + 2) % 3
-            result[i, j] = matrix[a, c] * matrix[b, d] - matrix[a, d] * matrix[b, c]
-    determinant = matrix[0, 0] * result[0, 0] + matrix[0, 1] * result[1, 0] + matrix[0, 2] * result[2, 0]
-    for i in range(3):
-        for j in range(3):
-            result[i, j] /= determinant
-    return result
-
-
-@compiled
-def _product(left, right):
-    result = np.zeros((3, 3))
-    for i in range(3):
-        for j in range(3):
-            for k in range(3):
-                result[i, j] += left[i, k] * right[k, j]
-    return result
-
-
-@compiled
-def _congruent(matrix, metric):
-    """Metric in another basis, whose vectors are the columns of `matrix`."""
-    result = np.zeros((3, 3))
-    for i in range(3):
-        for j in range(3):
-            for k in range(3):
-                for l in range(3):
-                    result[i, j] += matrix[k, i] * metric[k, l] * matrix[l, j]
-    return result
 
 
 @compiled
@@ -153,56 +106,37 @@ def reduced(cell, positions, marks, rotations, translations, tolerance, work):
         An inversion centre lies at the origin, and `weight` counts half of the atoms twice.
     """
     n_sites = len(positions)
-    for site in range(n_sites):
-        work.weight[site] = 1.0
-        for axis in range(3):
-            work.positions[axis, site] = positions[site, axis]
+    _start(positions, work)
+    metric, listed = np.empty((3, 3)), _inner_axis_last(cell)
+    set_metric(cell, metric)
     n_rotations, n_centrings = _gather_operations(rotations, translations, work)
-    basis = _inner_axis_last(cell)
-    metric = direct_metric(cell)
-    if not (
-        _average_metric(metric, n_rotations, tolerance, work)
-        and _obeyed(marks, n_rotations, n_centrings, tolerance, work)
-    ):
+    fits = _average_metric(metric, n_rotations, tolerance, work) and _obeyed(
+        marks, n_rotations, n_centrings, tolerance, work
+    )
+    basis = listed
+    if fits and n_centrings > 1:
+        basis = _primitive_basis(listed, n_centrings, work)
+        fits = _keep_one_of_each(basis, listed, n_centrings, n_sites, work)
+    if not (fits and _change_basis(basis, n_rotations, n_sites, work)):
+        # As listed: of all operations only the identity.
         n_rotations = n_centrings = 1
-        metric = direct_metric(cell)
-    if n_centrings > 1:
-        finer = _primitive_basis(basis, n_centrings, work)
-        if abs(_determinant(finer)) * n_centrings > 1.001 or not _keep_one_of_each(
-            finer, basis, n_centrings, n_sites, work
-        ):
-            n_rotations = n_centrings = 1
-        else:
-            basis = finer
-    if not _change_basis(basis, n_rotations, n_sites, work):
-        n_rotations = n_centrings = 1
-        metric = direct_metric(cell)
-        work.weight[:n_sites] = 1.0
-        basis = _inner_axis_last(cell)
-        for site in range(n_sites):
-            for axis in range(3):
-                work.positions[axis, site] = positions[site, axis]
+        basis = listed
+        set_metric(cell, metric)
+        _start(positions, work)
         _change_basis(basis, 1, n_sites, work)
     n_rotations, centre = _with_inversion(n_rotations, work)
     if centre >= 0:
         _move_origin(centre, n_rotations, n_sites, work)
         _keep_half(n_sites, work)
-    return (
-        inverse(_congruent(basis, metric)),
-        basis,
-        n_rotations,
-        n_centrings,
-        centre >= 0,
-    )
+    return inverse(congruent(basis, metric)), basis, n_rotations, n_centrings, centre >= 0
 
 
 @compiled
-def _determinant(m):
-    return (
-        m[0, 0] * (m[1, 1] * m[2, 2] - m[1, 2] * m[2, 1])
-        - m[0, 1] * (m[1, 0] * m[2, 2] - m[1, 2] * m[2, 0])
-        + m[0, 2] * (m[1, 0] * m[2, 1] - m[1, 1] * m[2, 0])
-    )
+def _start(positions, work):
+    for site in range(len(positions)):
+        work.weight[site] = 1.0
+        for axis in range(3):
+            work.positions[axis, site] = positions[site, axis]
 
 
 @compiled
@@ -277,7 +211,7 @@ def _average_metric(metric, n_rotations, tolerance, work):
     total = metric.copy()
     for index in range(1, n_rotations):
         rotation = work.rotations[index]
-        turned = _congruent(rotation, metric)
+        turned = congruent(rotation, metric)
         for i in range(3):
             for j in range(3):
                 if abs(turned[i, j] - metric[i, j]) > tolerance * largest:
@@ -382,6 +316,8 @@ def _primitive_basis(basis, n_centrings, work):
 @compiled
 def _keep_one_of_each(finer, basis, n_centrings, n_sites, work):
     """Give weight 0 to all but one of the atoms that centring repeats; False where that cannot be."""
+    if abs(determinant(finer)) * n_centrings > 1.001:
+        return False
     for origin in _ORIGINS:
         kept, safe = 0, True
         for site in range(n_sites):
@@ -403,7 +339,6 @@ def _keep_one_of_each(finer, basis, n_centrings, n_sites, work):
             kept += inside
         if safe and kept * n_centrings == n_sites:
             return True
-    work.weight[:n_sites] = 1.0
     return False
 
 
@@ -412,7 +347,7 @@ def _change_basis(basis, n_rotations, n_sites, work):
     """Bring positions and operations to a new basis; False where a rotation would not be integer."""
     back = inverse(basis)
     for index in range(n_rotations):
-        turned = _product(_product(back, work.rotations[index]), basis)
+        turned = product(product(back, work.rotations[index]), basis)
         for i in range(3):
             for j in range(3):
                 if abs(turned[i, j] - round(turned[i, j])) > 1e-6:
@@ -479,10 +414,10 @@ def _keep_half(n_sites, work):
             if abs(part) > _BORDER and abs(part) < 0.5 - _BORDER:
                 side = 1 if part > 0 else -1
                 break
-        work.images[0, site] = 1.0 + side
+        work.side[site] = 1.0 + side
         doubled += side
     if doubled != 0:
         return  # some atom lies on the border by rounding: all count once, which is as right
     for site in range(n_sites):
         if work.weight[site] != 0:
-            work.weight[site] = work.images[0, site]
+            work.weight[site] = work.side[site]

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from hxrd.kernels.compiled import compiled
 from hxrd.kernels.crowding import set_lattice
-from hxrd.kernels.lattice import normal, set_metric, start_stream, uniform
+from hxrd.kernels.lattice import set_metric
+from hxrd.kernels.randomness import normal, start_stream, uniform
 
 EXCHANGE, SCALE, STRAIN, MOVE, B_PROBABILITY, B_LARGEST = 0, 1, 2, 3, 4, 5
 """Places of `hxrd.simulate.templates.TemplateSettings` in an array of numbers."""

@@ -24,16 +24,8 @@ from hxrd.kernels.crowding import (
     set_weights,
 )
 from hxrd.kernels.extra_symmetry import is_more_symmetric
-from hxrd.kernels.lattice import (
-    chosen,
-    normal,
-    point_group_order,
-    set_metric,
-    set_primitive,
-    start_stream,
-    uniform,
-    volume,
-)
+from hxrd.kernels.lattice import point_group_order, set_metric, set_primitive, volume
+from hxrd.kernels.randomness import chosen, normal, start_stream, uniform
 from hxrd.kernels.wyckoff_arrays import MOST_IMAGES, MOST_SITES, MOST_SPECIES
 
 MOST_ATTEMPTS = 400
