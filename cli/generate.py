@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from hxrd.physics.instrument import Probe
 
 ALL_GROUPS = tuple(range(1, 231))
-LARGEST_SEED = 2**64 - 1
+LARGEST_NUMBER = 10**9  # of patterns: terabytes
 
 
 class GroupList(click.ParamType):
@@ -46,7 +46,7 @@ class GroupList(click.ParamType):
 
 
 @click.command(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("number", metavar="N", type=click.IntRange(min=1))
+@click.argument("number", metavar="N", type=click.IntRange(min=1, max=LARGEST_NUMBER))
 @click.option(
     "-o",
     "--output",
@@ -82,19 +82,9 @@ class GroupList(click.ParamType):
     help="Write the crystals as well, for --source jsonl:FILE.",
 )
 @options.instrument_options
-@click.option(
-    "--augment",
-    metavar="NAME|FILE.toml",
-    help="What measurements add to clean patterns: a preset or a file of your own.",
-)
+@options.augment_option
 @options.seed_option
-@click.option(
-    "--shard-size",
-    type=click.IntRange(min=1),
-    default=4096,
-    show_default=True,
-    help="Patterns in one file of the archive: what a kill can lose.",
-)
+@options.shard_size_option
 @options.workers_option
 @options.force_option
 @options.resume_option
@@ -114,7 +104,7 @@ def generate(
     two_theta: tuple[float, float, float] | None,
     augment: str | None,
     seed: int,
-    shard_size: int,
+    shard_size: int | None,
     workers: int | None,
     force: bool,
     resume: bool,
@@ -125,7 +115,8 @@ def generate(
     Each crystal has just the space group asked for, atoms on Wyckoff positions that are occupied as in
     known crystals, and no two atoms too near each other. Its name, syn-GROUP-SEED-NUMBER, says all that
     making it anew needs (--source synthetic of other commands). With --templates, known crystals are varied
-    instead: elements exchanged, the cell strained within its crystal system, free coordinates moved.
+    instead: elements exchanged, the cell strained within its crystal system, free coordinates moved; those
+    that cannot be used are named, the rest goes on, and the exit code is 3.
     Angles are 2θ in degrees, wavelengths in Å.
 
     \b
@@ -138,23 +129,21 @@ def generate(
         raise UsageError("--source names where the crystals of --templates are: give both")
     if templates is not None and (groups != ALL_GROUPS or weights != "even"):
         raise UsageError("--templates decide the space groups: leave out --groups and --weights")
-    if seed > LARGEST_SEED:
-        raise UsageError(f"--seed {seed}: the largest is {LARGEST_SEED}")
     from hxrd.simulate import run
     from hxrd.simulate.augmentation import load_augmentation
     from hxrd.simulate.plan import Plan
     from hxrd.sources.chain import SourceChain
     from hxrd.sources.jsonl_writer import check_table, write_table
 
-    chosen = options.resolve_instrument(instrument, probe, wavelength, two_theta)
     augmentation = None if augment is None else load_augmentation(augment)
-    if crystals is not None:
-        check_table(crystals, force or resume)
-    names, source = (
+    names, source, n_left_out = (
         _new(number, seed, groups, weights)
         if templates is None
         else _varied(number, seed, templates, sources)
     )
+    if crystals is not None:
+        check_table(crystals, names, overwrite=force, resume=resume)
+    chosen = options.resolve_instrument(instrument, probe, wavelength, two_theta)
     chain = SourceChain([source])
     plan = Plan(names, chosen, seed, chain.describe(), augmentation)
     if dry_run:
@@ -175,22 +164,24 @@ def generate(
         )
     if crystals is not None:
         write_table(crystals, names, source)
-    return options.SOME_REJECTED if archive.n_rejected else 0
+    return options.SOME_REJECTED if archive.n_rejected or n_left_out else 0
 
 
-def _new(number: int, seed: int, groups: tuple[int, ...], weights: Any) -> tuple[Any, Any]:
+def _new(number: int, seed: int, groups: tuple[int, ...], weights: Any) -> tuple[Any, Any, int]:
+    """Return the names of new crystals, their source, and how many templates were left out of it."""
     from hxrd.crystal.synthetic import Generator, SyntheticSettings
     from hxrd.sources.synthetic import SyntheticSource
 
     settings = SyntheticSettings(seed=seed, groups=groups, weights=weights)
-    return Generator(settings).identifiers(number), SyntheticSource()
+    return Generator(settings).identifiers(number), SyntheticSource(), 0
 
 
-def _varied(number: int, seed: int, templates: str, sources: tuple[str, ...]) -> tuple[Any, Any]:
+def _varied(number: int, seed: int, templates: str, sources: tuple[str, ...]) -> tuple[Any, Any, int]:
+    """Return the same of variations."""
     from hxrd.simulate.identifiers import IdentifierFile
     from hxrd.simulate.template_source import TemplateSource
     from hxrd.sources import open_sources
 
     with IdentifierFile(templates) as identifiers:
         source = TemplateSource(identifiers.read(0, len(identifiers)), open_sources(sources or None), seed)
-    return source.identifiers(number), source
+    return source.identifiers(number), source, source.n_left_out

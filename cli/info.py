@@ -175,8 +175,17 @@ def _read_result(path: Path) -> "pyarrow.Table":
 
 def _provenance(provenance: Any) -> Iterator[Line]:
     for key, value in provenance.items():
-        if not isinstance(value, dict):
+        if key == "augmentation":
+            yield key, _augmentation(value)
+        elif not isinstance(value, dict):
             yield key, ", ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _augmentation(settings: dict[str, Any] | None) -> str:
+    if settings is None:
+        return "none"
+    effects = [name for name, effect in settings.items() if isinstance(effect, dict)]
+    return f"{settings['name']} ({', '.join(effects)})"
 
 
 def _wavelength(lines: Iterable[tuple[float, float]]) -> str:

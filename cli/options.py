@@ -23,6 +23,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 SOME_REJECTED = 3  # exit code: done, but some inputs were rejected, and listed
 TRACEBACKS = 5  # logging level of -vv
 DEFAULT_INSTRUMENT = "paper"
+LARGEST_SEED = 2**64 - 1
 
 logger = logging.getLogger("hxrd")
 
@@ -171,6 +172,12 @@ def _check_workers(context: click.Context, parameter: click.Parameter, value: in
     return value
 
 
+def _check_seed(context: click.Context, parameter: click.Parameter, value: int) -> int:
+    if value > LARGEST_SEED:
+        raise click.BadParameter(f"the largest is {LARGEST_SEED}")
+    return value
+
+
 # Options ------------------------------------------------------------------------------------------
 
 
@@ -223,7 +230,25 @@ resume_option = click.option(
 )
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
 seed_option = click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all random numbers."
+    "--seed",
+    type=click.IntRange(min=0),
+    callback=_check_seed,
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Of all random numbers.",
+)
+augment_option = click.option(
+    "--augment",
+    metavar="NAME|FILE.toml",
+    help="What measurements add to clean patterns: a preset or a file of your own.",
+)
+shard_size_option = click.option(
+    "--shard-size",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Patterns in one file of the archive: what a kill can lose, and among what foreign phases "
+    "are drawn.  [default: 4096, fewer if long]",
 )
 workers_option = click.option(
     "--workers",

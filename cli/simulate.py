@@ -23,11 +23,7 @@ if TYPE_CHECKING:
 )
 @options.instrument_options
 @options.source_option
-@click.option(
-    "--augment",
-    metavar="NAME|FILE.toml",
-    help="What measurements add to clean patterns: a preset or a file of your own.",
-)
+@options.augment_option
 @click.option(
     "--per-structure",
     type=click.IntRange(min=1),
@@ -37,12 +33,7 @@ if TYPE_CHECKING:
     help="Patterns for each identifier, one after the other, each augmented by itself.",
 )
 @options.seed_option
-@click.option(
-    "--shard-size",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Patterns in one file of the archive: what a kill can lose.  [default: 4096, fewer if long]",
-)
+@options.shard_size_option
 @options.workers_option
 @options.force_option
 @options.resume_option
@@ -93,8 +84,8 @@ def simulate(
     from hxrd.sources import open_sources
 
     with IdentifierFile(identifiers) as names:
-        chosen = options.resolve_instrument(instrument, probe, wavelength, two_theta)
         augmentation = None if augment is None else load_augmentation(augment)
+        chosen = options.resolve_instrument(instrument, probe, wavelength, two_theta)
         chain = open_sources(sources or None)
         plan = Plan(names, chosen, seed, chain.describe(), augmentation, per_structure)
         run.check_known(names, chain)

@@ -1,11 +1,13 @@
 """`hxrd generate`: what it writes, how it is rebuilt and finished, and what it refuses."""
 
+import gzip
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hxrd.archive import open_archive
+from hxrd.cli.generate import generate as generate_command
 from hxrd.cli.main import main
 from hxrd.crystal.symmetry import SPACE_GROUPS_144, find_symmetry
 from hxrd.crystal.synthetic import smallest_distance
@@ -136,6 +138,8 @@ def distances(
         (["3", "-o", "x.zarr", "--groups", "89", "--weights", "training"], 2, "even weights"),
         (["3", "-o", "x.zarr", "--force", "--resume"], 2, "one of them"),
         (["3", "-o", "x.zarr", "--seed", str(2**64)], 2, "the largest is"),
+        ([str(10**23), "-o", "x.zarr", "--dry-run"], 2, "'N'"),
+        (["3", "-o", "x.zarr", "--templates", "unknown.txt", "--source", "prototypes"], 1, "no template can"),
     ],
 )
 def test_what_cannot_be_is_refused(
@@ -147,10 +151,11 @@ def test_what_cannot_be_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("unknown.txt").write_text("neither\nnor\n")
     assert main(["generate", *arguments]) == code
     told = capsys.readouterr().err
     assert message in told
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["unknown.txt"]
 
 
 def test_an_existing_table_is_not_overwritten(tmp_path: Path) -> None:
@@ -159,3 +164,36 @@ def test_an_existing_table_is_not_overwritten(tmp_path: Path) -> None:
     assert generate(3, "-o", tmp_path / "new.zarr", "--crystals", table) == 1
     assert table.read_text() == "mine\n"
     assert not (tmp_path / "new.zarr").exists()
+
+
+def test_resuming_overwrites_no_table_of_other_crystals(tmp_path: Path) -> None:
+    archive, table, others = tmp_path / "new.zarr", tmp_path / "own.jsonl.gz", tmp_path / "others.jsonl.gz"
+    assert generate(3, "-o", archive, "--crystals", table) == 0
+    assert generate(3, "-o", tmp_path / "others.zarr", "--crystals", others, "--seed", 1) == 0
+    before = others.read_bytes()
+    assert generate(3, "-o", archive, "--crystals", others, "--resume") == 1
+    assert others.read_bytes() == before
+    broken = tmp_path / "broken.jsonl.gz"
+    broken.write_bytes(before[:50])
+    assert generate(3, "-o", archive, "--crystals", broken, "--resume") == 1
+    assert broken.read_bytes() == before[:50]
+    assert generate(3, "-o", archive, "--crystals", table, "--resume") == 0
+    with gzip.open(table, "rt") as stream:
+        assert sum(1 for _ in stream) == 3
+
+
+def test_templates_that_cannot_be_used_are_named_and_the_rest_is_varied(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names, output = tmp_path / "names.txt", tmp_path / "varied.zarr"
+    names.write_text("\n".join(["A_cF4_225_a", *(f"unknown{number}" for number in range(12))]))
+    assert generate(2, "-o", output, "--templates", names, "--source", "prototypes") == 3
+    assert list(open_archive(output).source_id) == ["A_cF4_225_a~0", "A_cF4_225_a~1"]
+    told = capsys.readouterr().err
+    assert "left out template unknown9: unknown to prototypes" in told
+    assert "and 2 more templates" in told
+
+
+def test_files_of_long_patterns_are_bounded(tmp_path: Path) -> None:
+    context = generate_command.make_context("generate", ["3", "-o", str(tmp_path / "x.zarr")])
+    assert context.params["shard_size"] is None  # the archive decides, by the length of a pattern

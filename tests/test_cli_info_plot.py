@@ -58,7 +58,16 @@ def test_info_tells_what_an_archive_holds(archive: Path, capsys: pytest.CaptureF
     assert (said["probe"], said["wavelength"], said["instrument"]) == ("neutron", "2.0775 Å", "paper")
     assert said["most frequent"] == "225 (2)"
     assert said["seed"] == "0"
+    assert said["augmentation"] == "none"
     assert said["rejected"].startswith("row 2, unheard of: ")
+
+
+def test_info_tells_what_an_archive_was_augmented_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ids.txt").write_text("A_cF4_225_a\n")
+    assert main(["simulate", str(tmp_path / "ids.txt"), "--augment", "noise", "--source", "prototypes"]) == 0
+    assert told(capsys, str(tmp_path / "ids.zarr"))["augmentation"] == "noise (background, counting)"
 
 
 def test_info_of_a_doublet_names_both_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +13,14 @@ from hxrd.crystal.synthetic_table import element_names, tables
 from hxrd.errors import InputError, Rejected
 from hxrd.kernels.template import Surroundings, roominess, vary_sanely
 from hxrd.simulate.templates import Template, TemplateSettings, make_template
-from hxrd.sources import SourceChain, UnknownIdentifier
+from hxrd.sources import SourceChain, UnknownIdentifier, icsd_hint
 
 USUAL = TemplateSettings(scale_sigma=0.03)
 """As in training, but for the scale: the volume follows the elements by itself."""
 
 _CLOSER = 0.95  # of their own smallest distance, where that is below the limit
 _POOL_SIZE = 256  # elements that may stand for one, as often as they are to be drawn
+_REASONS_TOLD = 10  # templates left out that are named
 _STAND_INS = {"D": "H"}
 
 logger = logging.getLogger(__name__)
@@ -45,8 +47,8 @@ class TemplateSource:
     Raises
     ------
     InputError
-        One of them is not in the sources, or none can be varied. One that is no usable crystal, or whose
-        atoms do not have the declared group, is left out and named.
+        None can be varied. One that is not in the sources, that is no usable crystal, or whose atoms do
+        not have the declared group, is left out, and the first of these are named.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class TemplateSource:
         self._specification = f"templates of {', '.join(chain.describe())}"
         self._seed = np.uint64(seed)
         self._numbers = np.array([getattr(settings, name) for name in settings.__struct_fields__])
-        self._templates = _usable_templates(identifiers, chain)
+        self._templates, self.n_left_out = _usable_templates(identifiers, chain)
         self._names = [template.crystal.identifier for template in self._templates]
         self._surroundings = [_surroundings(template) for template in self._templates]
         self._pools = _pools()
@@ -110,24 +112,29 @@ class TemplateSource:
         return _crystal(template, identifier, chosen, cell, positions, b_iso)
 
 
-def _usable_templates(identifiers: Sequence[str], chain: SourceChain) -> list[Template]:
-    """Return the templates whose symmetry is sure, and say how many cannot be used."""
-    usable = []
+def _usable_templates(identifiers: Sequence[str], chain: SourceChain) -> tuple[list[Template], int]:
+    """Return the templates whose symmetry is sure, and how many cannot be used; say why."""
+    usable: list[Template] = []
+    reasons: dict[str, str] = {}
+    unknown: list[str] = []
     for identifier in identifiers:
         try:
             template = make_template(chain.get(identifier))
-        except UnknownIdentifier as error:
-            raise InputError(f"template {identifier}: {error}; give its source with --source") from error
-        except Rejected as rejection:
-            logger.warning("left out template %s: %s", identifier, rejection)
-            continue
-        if template.image is not None:
+            if template.image is None:
+                raise Rejected("its atoms do not have the declared group")
             usable.append(template)
-        else:
-            logger.warning("left out template %s: its atoms do not have the declared group", identifier)
+        except Rejected as rejection:
+            reasons[identifier] = str(rejection)
+            if isinstance(rejection, UnknownIdentifier):
+                unknown.append(identifier)
+    for identifier, reason in islice(reasons.items(), _REASONS_TOLD):
+        logger.warning("left out template %s: %s", identifier, reason)
+    if len(reasons) > _REASONS_TOLD:
+        logger.warning("… and %d more templates", len(reasons) - _REASONS_TOLD)
     if not usable:
-        raise InputError("no template can be varied: each was left out for the reason told above")
-    return usable
+        hint = icsd_hint(unknown, len(identifiers))
+        raise InputError(hint or "no template can be varied: each was left out for the reason told above")
+    return usable, len(identifiers) - len(usable)
 
 
 def _element_numbers(template: Template) -> NDArray[np.int64]:

@@ -1,6 +1,7 @@
 """Tables of crystals, one JSON object a line, as `jsonl:` reads them."""
 
 import gzip
+import zlib
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +24,12 @@ class Names(Protocol):
     def read(self, start: int, stop: int) -> list[str]:
         """Return identifiers `start` to `stop` (excluded)."""
         ...
+
+
+class _Identified(msgspec.Struct):
+    """What a line is asked for."""
+
+    id: str
 
 
 class ManyCrystals(Protocol):
@@ -50,13 +57,24 @@ def record_of(crystal: Crystal) -> dict[str, Any]:
     }
 
 
-def check_table(path: Path, overwrite: bool) -> None:
+def check_table(path: Path, names: Names, overwrite: bool, resume: bool = False) -> None:
     """Refuse a table that cannot be written.
+
+    Parameters
+    ----------
+    path : Path
+        The table to write.
+    names : Names
+        Of the crystals it is to hold.
+    overwrite : bool
+        Whatever is there may go.
+    resume : bool
+        What an earlier run for the same crystals wrote may go.
 
     Raises
     ------
     InputError
-        It is there already.
+        It is there already, and may not go.
     UsageError
         Its ending is neither ``.jsonl`` nor ``.jsonl.gz``, or its folder does not exist.
     """
@@ -64,8 +82,21 @@ def check_table(path: Path, overwrite: bool) -> None:
         raise UsageError(f"{path}: a table of crystals ends with .jsonl or .jsonl.gz")
     if not path.parent.is_dir():
         raise UsageError(f"{path.parent}: no such folder")
-    if path.exists() and not overwrite:
+    if path.exists() and not overwrite and not (resume and _is_table_of(path, names)):
         raise InputError(f"{path} exists: overwrite it with --force")
+
+
+def _is_table_of(path: Path, names: Names) -> bool:
+    """Whether the crystals of a table are some of these, in their order."""
+    remaining = (
+        name for start in range(0, len(names), _AT_ONCE) for name in names.read(start, start + _AT_ONCE)
+    )
+    decoder = msgspec.json.Decoder(_Identified)
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            return all(decoder.decode(line).id in remaining for line in stream)
+    except (OSError, EOFError, zlib.error, msgspec.DecodeError):
+        return False
 
 
 def write_table(path: Path, names: Names, source: ManyCrystals) -> None:
