@@ -134,6 +134,8 @@ def _panel(archive: "Archive", index: int, source: "SourceChain | None") -> "Pat
     group, identifier = int(archive.space_group[index]), archive.source_id[index]
     title = f"{index}: {identifier}" + (f", {symbol(group)} ({group})" if group else "")
     intensity = archive.read(index, index + 1)[0]
+    if (measured := archive.measured(index, index + 1)) is not None:
+        intensity[~measured[0]] = np.nan
     if source is None:
         return PatternPanel(title, intensity)
     from hxrd.physics.reflections import peaks

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @options.augment_option
 @click.option(
     "--per-structure",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=1_000_000),
     default=1,
     show_default=True,
     metavar="N",

@@ -165,6 +165,18 @@ def test_plot_draws_patterns_and_with_a_source_the_calculated_one(archive: Path,
     assert 0.005 < ink(plain) < ink(compared) < 0.3
 
 
+def test_what_was_not_measured_is_not_drawn(tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_text("A_cF4_225_a\n")
+    (tmp_path / "gaps.toml").write_text("[truncation]\nlow = [5.0, 6.0]\nhigh = [5.0, 6.0]\n")
+    command = ["simulate", str(tmp_path / "ids.txt"), "--augment", str(tmp_path / "gaps.toml")]
+    assert main([*command, "--source", "prototypes"]) == 0
+    opened = open_archive(tmp_path / "ids.zarr")
+    measured = opened.measured(0, 1)
+    assert measured is not None
+    assert not measured.all()
+    np.testing.assert_array_equal(np.isnan(_panel(opened, 0, None).intensity), ~measured[0])
+
+
 def test_plot_warns_where_the_source_does_not_know_the_crystal(
     archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hxrd.errors import InputError
-from hxrd.models.preprocess import Grid, background_of, coverage, doubts, preprocess_batch, to_model_grid
+from hxrd.models.preprocess import (
+    Grid,
+    background_of,
+    bridge_gaps,
+    coverage,
+    doubts,
+    preprocess_batch,
+    to_model_grid,
+)
 
 MODEL = Grid.of_range(3, 155, 0.05, 2.0775)
 SPLIT = 75.0  # degrees, between the two peaks of the integral's test
@@ -371,3 +379,20 @@ def test_measured_neutron_patterns(shared):
         assert np.median(got.intensity[(got.intensity > 0)]) < 0.06, row["id"]
         beginning = (MODEL.two_theta > got.start) & (MODEL.two_theta < got.start + 5)
         assert got.intensity[beginning].max() < 0.1, row["id"]
+
+
+def test_masked_gaps_leave_no_line_behind():
+    two_theta = MODEL.two_theta
+    whole = 20 + simulated(two_theta, SPACINGS, np.ones(12), 2.0775, 0.003)
+    measured = np.ones((3, len(two_theta)), bool)
+    measured[0, (two_theta < 9) | (two_theta > 140)] = False
+    measured[0, (two_theta > 100) & (two_theta < 104)] = False
+    measured[2] = False
+    patterns = np.where(measured, whole, 0.0)
+    bridge_gaps(patterns, two_theta, measured)
+    np.testing.assert_array_equal(patterns[1], whole)
+    assert not patterns[2].any()
+    np.testing.assert_array_equal(patterns[0, measured[0]], whole[measured[0]])
+    prepared = preprocess_batch(patterns[:2], two_theta, 2.0775, MODEL, background=True)
+    at_edges = [np.abs(two_theta - edge) < 1 for edge in (9, 140, 100, 104)]
+    assert max(np.abs(prepared[0] - prepared[1])[edge].max() for edge in at_edges) < 0.02

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hxrd.archive import Archive, open_archive, schema
 from hxrd.errors import InputError, UsageError
 from hxrd.formats import MeasuredPattern, read_pattern
+from hxrd.models.preprocess import bridge_gaps
 
 REJECTED = "rejected"
 _FILES_KEPT = 64  # parsed files remembered between the look at their headers and their use
@@ -129,7 +130,7 @@ class ArchiveInput:
         return {rejection.pattern: rejection.reason for rejection in self.archive.rejections()}
 
     def read(self, start: int, stop: int) -> PatternSlice:
-        """Return patterns `start` to `stop`; those rejected or not written yet are flagged.
+        """Return patterns `start` to `stop`, gaps bridged; those rejected or not written yet are flagged.
 
         Raises
         ------
@@ -138,8 +139,11 @@ class ArchiveInput:
         """
         status = self.archive.status[start:stop]
         reason = [self._reason(start + row, int(value)) for row, value in enumerate(status)]
+        intensity = self.archive.read(start, stop)
+        if (measured := self.archive.measured(start, stop)) is not None:
+            bridge_gaps(intensity, self.archive.two_theta, measured)
         return PatternSlice(
-            self.archive.read(start, stop),
+            intensity,
             self.archive.two_theta,
             self.wavelength,
             self.archive.source_ids(start, stop),

@@ -25,7 +25,8 @@ Training and use run the very same code. In order:
    become 0 only after rebinning, when the noise is already averaged; then the maximum is 1. Bins of
    which less than half was measured are 0.
 
-A gap inside the measured range is bridged by a straight line and counts as measured.
+A gap inside the measured range is bridged by a straight line and counts as measured; for patterns that mark
+their gaps with a mask, `bridge_gaps` does so, and holds the last measured value beyond the ends.
 On the model's own grid and wavelength step 2 is left out, so points keep their values. Peak widths
 are left as measured: a model must have learnt from varied resolution.
 """
@@ -198,6 +199,25 @@ def to_model_grid(
     prepared = preprocess_batch(rows, source, wavelength, target, background, probe=probe)[0]
     flag = doubts(rows, prepared[None], covered)[0]
     return Prepared(np.zeros_like(prepared) if flag else prepared, covered, start, stop, flag)
+
+
+def bridge_gaps(
+    intensity: NDArray[np.floating], two_theta: NDArray[np.float64], measured: NDArray[np.bool_]
+) -> None:
+    """Replace, in place, what was not measured, so that the end of a gap is no line and no shadow.
+
+    Parameters
+    ----------
+    intensity : ndarray, shape (n, m)
+        Any value where not measured.
+    two_theta : ndarray, shape (m,)
+        Strictly increasing.
+    measured : ndarray of bool, shape (n, m)
+        A row without any measured point is left as it is.
+    """
+    for row in np.flatnonzero(measured.any(axis=1) & ~measured.all(axis=1)):
+        known = measured[row]
+        intensity[row, ~known] = np.interp(two_theta[~known], two_theta[known], intensity[row, known])
 
 
 def coverage(two_theta: NDArray[np.float64], wavelength: float, target: Grid) -> tuple[float, float, float]:
