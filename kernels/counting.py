@@ -273,6 +273,8 @@ def _finish(expected, total, key, out):
     else:
         out[:] = expected
     top = largest(out)
-    scale = np.float32(1.0) / top if top > 0.0 else np.float32(0.0)
-    for i in range(len(out)):
-        out[i] *= scale
+    if top > 0.0:
+        for i in range(len(out)):
+            out[i] /= top
+    else:
+        out[:] = np.float32(0.0)

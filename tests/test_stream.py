@@ -28,7 +28,7 @@ from endless_streams import (
 
 from hxrd.crystal.synthetic import SyntheticSettings
 from hxrd.errors import HxrdError, InputError, Rejected, UsageError
-from hxrd.models.preprocess import Grid, preprocess_batch
+from hxrd.models.preprocess import Grid, bridge_gaps, preprocess_batch
 from hxrd.simulate import supply as supplies
 from hxrd.simulate.simulate import simulate_patterns
 from hxrd.simulate.stream import Block, PatternStream
@@ -214,6 +214,8 @@ def test_patterns_are_prepared_as_measured_ones_are() -> None:
     for remove_background in (False, True):
         raw = small_stream(REALISTIC).block(1)
         stream = small_stream(REALISTIC, target=target, remove_background=remove_background)
+        if raw.mask is not None:
+            bridge_gaps(raw.intensity, COARSE.grid(), raw.mask)
         expected = preprocess_batch(
             raw.intensity, COARSE.grid(), COARSE.wavelength, target, remove_background, probe="neutron"
         )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hxrd.crystal.crystal import Crystal
 from hxrd.errors import InputError, UsageError
-from hxrd.models.preprocess import Grid, preprocess_batch
+from hxrd.models.preprocess import Grid, bridge_gaps, preprocess_batch
 from hxrd.physics.instrument import Instrument
 from hxrd.simulate.augment import Augmented, augmented
 from hxrd.simulate.augmentation import Augmentation
@@ -145,7 +145,7 @@ class PatternStream:
         self._check(made, crystals, numbers)
         return Block(
             number,
-            self._prepared(made.intensity, threads) if self._is_prepared else made.intensity,
+            self._prepared(made.intensity, made.mask, threads) if self._is_prepared else made.intensity,
             np.array([crystal.space_group for crystal in crystals], np.int16),
             tuple(crystal.identifier for crystal in crystals),
             made.impurity_index,
@@ -239,7 +239,11 @@ class PatternStream:
                     f"(the last is {crystal.identifier}: {reason}); give others, or another instrument"
                 )
 
-    def _prepared(self, intensity: NDArray[np.float32], threads: int | None) -> NDArray[np.float32]:
+    def _prepared(
+        self, intensity: NDArray[np.float32], mask: NDArray[np.bool_] | None, threads: int | None
+    ) -> NDArray[np.float32]:
+        if mask is not None:
+            bridge_gaps(intensity, self.instrument.grid(), mask)
         prepared = np.empty((len(intensity), len(self.target.two_theta)), np.float32)
 
         def prepare(rows: NDArray[np.int64]) -> None:

@@ -13,7 +13,7 @@ from hxrd.archive.reader import Archive, open_archive
 from hxrd.archive.schema import GOOD
 from hxrd.crystal.crystal import Crystal
 from hxrd.errors import InputError, Rejected
-from hxrd.models.preprocess import Grid, preprocess_batch
+from hxrd.models.preprocess import Grid, bridge_gaps, preprocess_batch
 from hxrd.physics.instrument import Instrument
 from hxrd.simulate.realism import RealismSettings, measured_like
 from hxrd.simulate.seeds import row_seeds
@@ -46,7 +46,10 @@ class ArchiveStream:
     def __init__(self, archive: Archive, classes: Sequence[int]):
         rows, self.labels = labelled_rows(archive, classes)
         self._grid = Grid(archive.two_theta, archive.wavelength)
-        self._intensity = archive.read(0, archive.n_patterns)[rows]
+        intensity, measured = archive.read(0, archive.n_patterns), archive.measured(0, archive.n_patterns)
+        if measured is not None:
+            bridge_gaps(intensity, archive.two_theta, measured)
+        self._intensity = intensity[rows]
 
     def hold_out(self, share: float, seed: int) -> "Validation":
         """Take a random share of the patterns out of the stream and return it.
