@@ -1,6 +1,6 @@
 """Crystals to powder patterns, on as many threads as there are cores."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -19,7 +19,7 @@ from hxrd.physics.reflections import lorentz_polarization
 
 Result = TypeVar("Result")
 
-_PARTS_PER_THREAD = 8  # of a batch: enough to even out crystals of unlike size
+_HANDS = 64  # that crystals are dealt to by size, to even out parts of a batch
 _FEWEST_IN_PART = 4
 NO_REFLECTION = "no reflection lies in the 2θ range"
 
@@ -190,7 +190,7 @@ def sticks(crystals: Sequence[Crystal], instrument: Instrument) -> Sticks:
 def in_parts(
     work: Callable[[NDArray[np.int64]], None], costs: Sequence[float], threads: int | None = None
 ) -> None:
-    """Call `work` on parts of the indices, the costliest first, on as many threads.
+    """Call `work` on parts of the indices, on as many threads.
 
     Parameters
     ----------
@@ -207,11 +207,21 @@ def in_parts(
     if n_threads == 1 or len(costs) < 2 * _FEWEST_IN_PART:
         work(np.arange(len(costs)))
         return
-    order = np.argsort(-np.asarray(costs), kind="stable")
-    n_parts = min(_PARTS_PER_THREAD * n_threads, len(costs) // _FEWEST_IN_PART)
     with ThreadPoolExecutor(n_threads) as pool:
-        # Dealt out like cards, so that every part has its share of large crystals.
-        list(pool.map(work, [order[first::n_parts] for first in range(n_parts)]))
+        list(pool.map(work, _parts(np.asarray(costs), n_threads)))
+
+
+def _parts(costs: NDArray[np.float64], n_threads: int) -> Iterator[NDArray[np.int64]]:
+    """Yield parts of the indices, each smaller than the last, so that all threads end at about one time."""
+    order = np.argsort(-costs, kind="stable")
+    # Dealt out like cards: every part has its share of the costly ones.
+    n_hands = min(_HANDS, len(order))
+    order = np.concatenate([order[first::n_hands] for first in range(n_hands)])
+    start = 0
+    while start < len(order):
+        size = max(_FEWEST_IN_PART, -(-(len(order) - start) // (2 * n_threads)))
+        yield order[start : start + size]
+        start += size
 
 
 def conditions_of(instrument: Instrument, n_crystals: int) -> powder.Conditions:
