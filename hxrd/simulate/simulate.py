@@ -20,7 +20,7 @@ from hxrd.physics.reflections import lorentz_polarization
 Result = TypeVar("Result")
 
 _HANDS = 64  # that crystals are dealt to by size, to even out parts of a batch
-_FEWEST_IN_PART = 4
+_FEWEST_IN_PART, _MOST_IN_PART = 4, 256  # the other threads wait while one packs a part
 NO_REFLECTION = "no reflection lies in the 2θ range"
 
 
@@ -118,7 +118,7 @@ def simulated(
     if conditions is None:
         conditions = conditions_of(instrument, len(crystals))
     grid = kernel_grid(instrument)
-    intensity = np.zeros((len(crystals), grid.n_points), np.float32)
+    intensity = np.empty((len(crystals), grid.n_points), np.float32)
     maximum = np.zeros(len(crystals))
     reasons: list[str | None] = [None] * len(crystals)
 
@@ -130,7 +130,9 @@ def simulated(
             told = rejections(chosen, instrument)
             for index, reason in zip(part, told, strict=True):
                 reasons[index] = reason
-            part = part[[reason is None for reason in told]]
+            refused = np.array([reason is not None for reason in told])
+            intensity[part[refused]] = 0
+            part = part[~refused]
             if not len(part):
                 return
             batch = pack([crystals[index] for index in part], instrument)
@@ -212,14 +214,15 @@ def in_parts(
 
 
 def _parts(costs: NDArray[np.float64], n_threads: int) -> Iterator[NDArray[np.int64]]:
-    """Yield parts of the indices, each smaller than the last, so that all threads end at about one time."""
+    """Yield parts of the indices, the last ones ever smaller, so that all threads end at about one time."""
     order = np.argsort(-costs, kind="stable")
     # Dealt out like cards: every part has its share of the costly ones.
     n_hands = min(_HANDS, len(order))
     order = np.concatenate([order[first::n_hands] for first in range(n_hands)])
     start = 0
     while start < len(order):
-        size = max(_FEWEST_IN_PART, -(-(len(order) - start) // (2 * n_threads)))
+        share = -(-(len(order) - start) // (2 * n_threads))
+        size = min(max(share, _FEWEST_IN_PART), _MOST_IN_PART)
         yield order[start : start + size]
         start += size
 
