@@ -8,12 +8,14 @@ given before the two results were seen to agree.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ XRAYS = with_overrides(
 )
 XRAY_PATTERNS = with_overrides(load_instrument("paper"), probe="xray", wavelength="CuKa1")
 STICKS_APART = 1e-4  # of the largest
+HASHED = bytes(2**21)
 CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 _BLAS_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -237,13 +240,23 @@ def two_threads(effort: Effort) -> list[Line]:
     two, _ = simulate_patterns(crystals, NEUTRONS, threads=2)
     if not np.array_equal(one, two):
         raise Disagreement("two threads give other patterns than one")
-    times = times_in_turn(
-        {n: lambda n=n: simulate_patterns(crystals, NEUTRONS, threads=int(n)) for n in ("1", "2")},
-        effort.seconds,
-    )
+    calls = {n: lambda n=n: simulate_patterns(crystals, NEUTRONS, threads=int(n)) for n in ("1", "2")}
+    calls |= {f"machine {n}": lambda n=n: hash_on_threads(int(n)) for n in ("1", "2")}
+    times = times_in_turn(calls, effort.seconds)
     medians = {key: float(np.median(value)) / len(crystals) for key, value in times.items()}
     name = f"two threads against one, {len(crystals)} patterns of prototypes (hxrd with hxrd)"
-    return [Line(name, 1.85, ratio_of(times["1"], times["2"]), medians["2"], medians["1"], "equal")]
+    limit = "what this machine gives two threads: SHA-256 of 64 blocks, no memory shared, no Python between"
+    machine = ratio_of(times["machine 1"], times["machine 2"])
+    return [
+        Line(name, 1.85, ratio_of(times["1"], times["2"]), medians["2"], medians["1"], "equal"),
+        Line(limit, None, machine, medians["machine 2"], medians["machine 1"], "-"),
+    ]
+
+
+def hash_on_threads(n_threads: int) -> None:
+    """Keep threads busy with what depends on the processor alone."""
+    with ThreadPoolExecutor(n_threads) as pool:
+        list(pool.map(lambda _: hashlib.sha256(HASHED).digest(), range(64)))
 
 
 def augmented_patterns(effort: Effort) -> list[Line]:
