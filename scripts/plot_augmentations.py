@@ -66,7 +66,7 @@ HYDRIDE = crystal_of(
 # Effect: crystal, settings, what to write above, and the range to enlarge.
 EFFECTS = {
     "size": (CALCITE, {"size": [250, 250]}, "crystallites of 250 Å", (60, 90)),
-    "microstrain": (CALCITE, {"strain": [3e-3, 3e-3]}, "microstrain of 0.003", (100, 130)),
+    "microstrain": (CALCITE, {"strain": [3e-3, 3e-3]}, "Δd/d of 0.003", (100, 130)),
     "texture": (
         CALCITE, {"march": [0.75, 0.75], "planes": [[0, 0, 1]]}, "r = 0.75, plane 0 0 1", (20, 60),
     ),
