@@ -4,6 +4,7 @@ What a peer must build once for a crystal is built in its constructor and not ti
 what the benchmark times. Each gives `sticks()` (two_theta, intensity over the largest) or `pattern()`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -94,7 +95,7 @@ class RustXrays:
         return np.asarray(found.x), np.asarray(found.y) / 100
 
 
-class Phasesmith:
+class Phasesmith(ABC):
     """phasesmith from a crystal's asymmetric unit and operations: reflections, intensities, profile.
 
     Parameters
@@ -146,9 +147,9 @@ class Phasesmith:
         cell = ps.UnitCell(*(float(value) for value in crystal.cell))
         return ps.CrystalStructure("c", "c", cell, ps.SpaceGroup(operations), tuple(sites))
 
+    @abstractmethod
     def __call__(self) -> Any:
         """Compute; what is timed."""
-        raise NotImplementedError
 
     def pattern(self) -> NDArray[np.float64]:
         """Pattern over its maximum."""
