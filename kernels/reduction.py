@@ -21,12 +21,12 @@ _MOST_CENTRINGS = 64
 _BORDER = 1e-6  # fractional; atoms nearer than this to a plane lie on it
 _ORIGINS = np.array([[0.0137, 0.0271, 0.0331], [0.1153, 0.0711, 0.1391], [0.0619, 0.1447, 0.0893]])
 
-# Reflections whose structure factors show whether atoms obey an operation. The first three are allowed
-# by every centring (h, k, l even and −h + k + l = 3n), the others by none of them all.
-_PROBES = np.array([[4, 2, 8], [2, -4, 6], [6, 2, -2], [1, 2, 4], [1, 2, 3]])
-_ALLOWED_PROBES = 3
-_FEW_ROTATIONS = 8  # up to here every allowed probe is tried, beyond the first alone
-
+# Reflections whose structure factors show whether atoms obey an operation. Every centring (A, B, C, I, F, R
+# either way round) allows two of the first six or more, and forbids one; even indices alone would not see
+# an atom that stands half a cell away from where it should.
+_PROBES = np.array([[1, 2, 5], [1, 3, 5], [1, 3, 4], [2, 1, 5], [1, 3, 7], [3, 1, 4], [4, 2, 8]])
+_FEW_ROTATIONS = 8
+_PROBES_OF_FEW, _PROBES_OF_MANY = 4, 2  # that are tried on each rotation; many rotations look many ways
 
 # cos 2πx = Σ c x²ⁿ and sin 2πx = x Σ s x²ⁿ, for |x| ≤ ½
 _COSINE = tuple((-1) ** n * (2 * math.pi) ** (2 * n) / math.factorial(2 * n) for n in range(13))
@@ -248,18 +248,21 @@ def _obeyed(marks, n_rotations, n_centrings, tolerance, work):
     tolerance = tolerance * marks.max()
     n_sites = len(marks)
     x, y, z = work.positions[0, :n_sites], work.positions[1, :n_sites], work.positions[2, :n_sites]
-    n_probes = len(_PROBES) if n_centrings > 1 else _ALLOWED_PROBES
-    for probe in range(n_probes):
+    wanted = _PROBES_OF_FEW if n_rotations <= _FEW_ROTATIONS else _PROBES_OF_MANY
+    tried = 0
+    for probe in range(len(_PROBES)):
         h, k, l = _PROBES[probe, 0], _PROBES[probe, 1], _PROBES[probe, 2]
         real, imaginary = _structure_factor(h, k, l, x, y, z, marks)
+        forbidden = False
         for index in range(1, n_centrings):
             shift = work.centrings[index]
             turns = h * shift[0] + k * shift[1] + l * shift[2]
-            forbidden = abs(turns - round(turns)) > _BORDER
-            if forbidden and abs(real) + abs(imaginary) > tolerance:
-                return False
-        if probe >= _ALLOWED_PROBES or (probe > 0 and n_rotations > _FEW_ROTATIONS):
+            forbidden = forbidden or abs(turns - round(turns)) > _BORDER
+        if forbidden and abs(real) + abs(imaginary) > tolerance:
+            return False
+        if forbidden or tried == wanted:
             continue
+        tried += 1
         for index in range(1, n_rotations):
             r, shift = work.rotations[index], work.translations[index]
             image, image_imaginary = _structure_factor(
@@ -277,7 +280,7 @@ def _obeyed(marks, n_rotations, n_centrings, tolerance, work):
             off += abs(real * sine + imaginary * cosine - image_imaginary)
             if off > tolerance:
                 return False
-    return True
+    return tried > 0
 
 
 @compiled

@@ -134,3 +134,18 @@ def test_complex_lengths_and_form_factors_use_symmetry_too():
         found, plain = (sticks([each], instrument) for each in (absorbing, without_symmetry(absorbing)))
         for ours, whole in zip(lines(found), lines(plain), strict=True):
             np.testing.assert_allclose(ours, whole, rtol=1e-8)
+
+
+@pytest.mark.parametrize("number", [2, 14, 38, 64, 71, 123, 139, 166, 194, 221, 225, 227, 229])
+@pytest.mark.parametrize(
+    "shift", [(0.5, 0, 0), (0.5, 0.5, 0), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), (0, 0, 1 / 3)]
+)
+def test_an_atom_a_simple_part_of_the_cell_away_is_noticed(number, shift):
+    """What a reflection of even indices cannot see: an atom moved by half a cell."""
+    crystal = in_group(number)
+    positions = crystal.positions.copy()
+    positions[0] += np.array(shift)
+    moved = dataclasses.replace(crystal, positions=positions)
+    found, plain = (sticks([each], INSTRUMENT) for each in (moved, without_symmetry(moved)))
+    for ours, whole in zip(lines(found), lines(plain), strict=True):
+        np.testing.assert_allclose(ours, whole, rtol=1e-8)
