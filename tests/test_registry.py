@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from hxrd.crystal.symmetry import BRAVAIS_LATTICES, SPACE_GROUPS_144
 from hxrd.errors import HxrdError, InputError, UsageError
 from hxrd.models import registry
+from hxrd.models.layout import parameter_shapes
 from hxrd.models.registry import ModelMetadata, list_models, load_model, read_metadata, save_model
 from hxrd.models.resnet1d import ResNet1D
 from hxrd.models.seed_checkpoint import import_seed_checkpoint
@@ -81,6 +82,39 @@ def test_the_adversarial_head_survives(tmp_path):
     path = tmp_path / "sgan.safetensors"
     save_model(path, network(variant="released", adversarial_head=True), metadata(variant="released"))
     assert load_model(path).model.adv is not None
+
+
+@pytest.mark.parametrize("adversarial_head", [False, True])
+def test_the_layout_is_that_of_the_network(adversarial_head):
+    state = network(17, adversarial_head=adversarial_head).state_dict()
+    expected = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    assert list(parameter_shapes(17, adversarial_head).items()) == list(expected.items())
+
+
+def stored_as(tmp_path, change):
+    """A model file whose weights went through `change`, and the weights before."""
+    path, weights = tmp_path / "stored.safetensors", network().state_dict()
+    text = json.dumps(msgspec.to_builtins(metadata()))
+    save_file({key: change(tensor) for key, tensor in weights.items()}, path, metadata={"hxrd": text})
+    return path, weights
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_of_any_float_type_are_torchs_own_float32(tmp_path, dtype):
+    path, weights = stored_as(tmp_path, lambda tensor: tensor.to(dtype))
+    for key, array in load_model(path).weights.items():
+        assert array.dtype == "float32"
+        assert torch.equal(torch.from_numpy(array), weights[key].to(dtype).float())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(lambda t: t.to(torch.int8), "type I8"), (lambda t: t.double() * 1e300, "not finite")],
+)
+def test_numbers_that_are_no_weights_are_refused(tmp_path, change, message):
+    path, _ = stored_as(tmp_path, change)
+    with pytest.raises(InputError, match=message):
+        load_model(path)
 
 
 def test_existing_file_is_kept_without_force(tmp_path):

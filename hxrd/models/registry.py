@@ -4,7 +4,9 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 
 from hxrd.crystal.symmetry import BRAVAIS_LATTICES
 from hxrd.errors import HxrdError, InputError, UsageError
+from hxrd.models.layout import Variant, Weights, check_weights
 
 if TYPE_CHECKING:
     from hxrd.models.resnet1d import ResNet1D
@@ -62,7 +65,7 @@ class ModelMetadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     name: str
     architecture: Literal["resnet18"] = "resnet18"
-    variant: Literal["paper", "released"]
+    variant: Variant
     task: Literal["space-group", "bravais"]
     classes: tuple[int | str, ...]
     grid: tuple[float, float, float]
@@ -115,14 +118,14 @@ def _check_classes(task: str, classes: tuple[int | str, ...]) -> None:
         raise ValueError(f"classes hold a label that a {task} model cannot have")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A network ready for use.
+    """A model file that was read and checked; torch is imported only where `model` is asked for.
 
     Parameters
     ----------
-    model : ResNet1D
-        In evaluation mode, float32, on the CPU.
+    weights : mapping of str to ndarray
+        Float32, by the released keys; ``adv.*`` may be there or not.
     metadata : ModelMetadata
         What came with the weights.
     sha256 : str
@@ -131,10 +134,15 @@ class LoadedModel:
         Where it was read from.
     """
 
-    model: "ResNet1D"
+    weights: Weights
     metadata: ModelMetadata
     sha256: str
     path: Path
+
+    @cached_property
+    def model(self) -> "ResNet1D":
+        """The network of these weights in evaluation mode, float32, on the CPU."""
+        return build_network(self.weights, self.metadata.variant)
 
 
 @dataclass(frozen=True)
@@ -262,61 +270,41 @@ def load_model(name_or_path: str | Path) -> LoadedModel:
     InputError
         The file is corrupt, or its weights do not fit the architecture that its metadata name.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
+    from safetensors import SafetensorError, deserialize
 
     path = find_model(name_or_path)
     metadata = read_metadata(path)
     try:
         content = path.read_bytes()
-        weights = {key: tensor.float() for key, tensor in load(content).items()}
+        weights = {key: _float32(stored) for key, stored in deserialize(content)}
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: weights cannot be read ({_first_line(error)})") from error
-    model = build_network(weights, metadata.n_classes, metadata.variant, str(path))
-    return LoadedModel(model, metadata, hashlib.sha256(content).hexdigest(), path)
+    check_weights(weights, metadata.n_classes, str(path))
+    return LoadedModel(weights, metadata, hashlib.sha256(content).hexdigest(), path)
 
 
-def build_network(weights: dict[str, Any], n_classes: int, variant: str, origin: str) -> "ResNet1D":
-    """Return a `ResNet1D` in evaluation mode that holds `weights`.
+def _float32(stored: Mapping[str, Any]) -> NDArray[np.float32]:
+    """Return one tensor of a safetensors file; bfloat16, which NumPy lacks, is half a float32."""
+    kinds = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+    kind = kinds.get(stored["dtype"])
+    if kind is None:
+        raise ValueError(f"numbers of type {stored['dtype']}")
+    array = np.frombuffer(stored["data"], dtype=kind).reshape(stored["shape"])
+    if kind is np.uint16:
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is refused later
+        return array.astype(np.float32)
 
-    Parameters
-    ----------
-    weights : dict of str to Tensor
-        A state dict with the released keys; ``adv.*`` may be there or not.
-    n_classes : int
-        Number of outputs.
-    variant : {"paper", "released"}
-        Of the network.
-    origin : str
-        The file, for the error message.
 
-    Raises
-    ------
-    InputError
-        Keys or shapes differ, or a weight is not finite.
-    """
+def build_network(weights: Weights, variant: Variant) -> "ResNet1D":
+    """Return a `ResNet1D` in evaluation mode that holds copies of weights which `check_weights` passed."""
     import torch
 
     from hxrd.models.resnet1d import ResNet1D
 
-    model = ResNet1D(
-        n_classes,
-        variant=variant,  # type: ignore[arg-type]
-        adversarial_head="adv.weight" in weights,
-    )
-    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    present = {key: tuple(tensor.shape) for key, tensor in weights.items()}
-    if expected != present:
-        differing = sorted(
-            key for key in expected.keys() | present.keys() if expected.get(key) != present.get(key)
-        )
-        raise InputError(
-            f"{origin}: weights do not fit the ResNet-18-1D with {n_classes} classes "
-            f"({len(differing)} entries differ, the first is {differing[0]!r})"
-        )
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
-        raise InputError(f"{origin}: weights that are not finite; the file is damaged or training diverged")
-    model.load_state_dict(weights)
+    n_classes = len(weights["classifier.bias"])
+    model = ResNet1D(n_classes, variant=variant, adversarial_head="adv.weight" in weights)
+    model.load_state_dict({key: torch.from_numpy(array) for key, array in weights.items()})
     return model.eval()
 
 

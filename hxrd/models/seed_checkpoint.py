@@ -14,8 +14,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hxrd.crystal.symmetry import BRAVAIS_LATTICES, SPACE_GROUPS_144
 from hxrd.errors import InputError, UsageError
+from hxrd.models.layout import Weights, check_weights
 from hxrd.models.registry import ModelMetadata, build_network
 
 if TYPE_CHECKING:
@@ -108,11 +112,11 @@ def _read_weights(path: Path) -> Any:
         ) from error
 
 
-def _state_dicts(path: Path, content: Any) -> dict[Which | None, dict[str, Any]]:
+def _state_dicts(path: Path, content: Any) -> dict[Which | None, Weights]:
     """Return the state dicts by their key in `RELEASED_KEYS`; None is the key of a bare one."""
     if not isinstance(content, Mapping):
         raise InputError(f"{path}: holds a {type(content).__name__} where a dict of weights was expected")
-    found: dict[Which | None, dict[str, Any]] = {
+    found: dict[Which | None, Weights] = {
         key: _plain_weights(path, content[released])
         for key, released in RELEASED_KEYS.items()
         if released in content
@@ -120,24 +124,25 @@ def _state_dicts(path: Path, content: Any) -> dict[Which | None, dict[str, Any]]
     return found or {None: _plain_weights(path, content)}
 
 
-def _plain_weights(path: Path, state: Any) -> dict[str, Any]:
+def _plain_weights(path: Path, state: Any) -> Weights:
     import torch
 
     if not isinstance(state, Mapping) or not state:
         raise InputError(f"{path}: holds no weights where a state dict was expected")
-    weights: dict[str, Any] = {}
+    weights: dict[str, NDArray[np.float32]] = {}
     for key, tensor in state.items():
-        if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
+        dense = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
+        if not isinstance(key, str) or not dense:
             raise InputError(f"{path}: entry {str(key)[:60]!r} is no weight of a state dict")
-        weights[key.removeprefix("module.")] = tensor.float()
+        weights[key.removeprefix("module.")] = tensor.detach().float().numpy()
     return weights
 
 
 def _model(
-    path: Path, name: str, which: Which | None, weights: dict[str, Any], digest: str
+    path: Path, name: str, which: Which | None, weights: Weights, digest: str
 ) -> tuple["ResNet1D", ModelMetadata]:
     bias = weights.get("classifier.bias")
-    n_classes = int(bias.numel()) if bias is not None else 0
+    n_classes = bias.size if bias is not None else 0
     tasks: dict[int, tuple[Literal["space-group", "bravais"], tuple[int | str, ...], Any]] = {
         len(SPACE_GROUPS_144): ("space-group", SPACE_GROUPS_144, SPACE_GROUP_GRID),
         len(BRAVAIS_LATTICES): ("bravais", BRAVAIS_LATTICES, BRAVAIS_GRID),
@@ -147,7 +152,8 @@ def _model(
             f"{path}: {n_classes} outputs; released models have 144 (space groups) or 14 (Bravais lattices)"
         )
     task, classes, grid = tasks[n_classes]
-    network = build_network(weights, n_classes, "released", str(path))
+    check_weights(weights, n_classes, str(path))
+    network = build_network(weights, "released")
     metadata = ModelMetadata(
         name=name,
         variant="released",
