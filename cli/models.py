@@ -1,4 +1,4 @@
-"""`hxrd models`: bundled and local models, and the import of released checkpoints."""
+"""`hxrd models`: bundled and local models, the import of released checkpoints, and export."""
 
 import logging
 import re
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("hxrd")
 
 HELP = {"help_option_names": ["-h", "--help"]}
+DEFAULT_EXPORT = "neutron"
 HEADINGS = ("name", "origin", "classes", "probe", "wavelength", "2θ grid", "licence")
 
 
 @click.group(context_settings=HELP)
 def models() -> None:
-    """List bundled and local models; import released ones.
+    """List bundled and local models; import released ones; export them for other programs.
 
     Wavelengths are in Å, 2θ in degrees.
 
@@ -135,3 +136,48 @@ def _check_targets(
             raise UsageError(f"{metadata.name} is the name of a bundled model; give another --name")
         if target.exists() and not force:
             raise HxrdError(f"{target} exists; give --force to overwrite it, or another --name")
+
+
+@models.command("export", context_settings=HELP)
+@click.option(
+    "--format", "kind", type=click.Choice(["onnx"]), required=True, help="What to write: one ONNX file."
+)
+@click.option(
+    "--model",
+    default=DEFAULT_EXPORT,
+    show_default=True,
+    metavar="NAME|FILE",
+    help="`hxrd models list` names them.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="File to write.  [default: the model's name with .onnx, in this folder]",
+)
+@force_option
+@logging_options
+def export_command(kind: str, model: str, output: Path | None, force: bool) -> None:
+    """Write a model for other programs.
+
+    ONNX: input "patterns" (batch, 1, n_points), float32, any batch; output "logits" (batch, n_classes).
+    The input is what the network itself sees: intensities on the model's 2θ grid (degrees) and wavelength
+    (Å), the background removed where the model asks for it, divided by the maximum, then the model's
+    transform and offset. Classes, their order and the temperature stand in the metadata entry "hxrd".
+
+    \b
+    Example:
+      hxrd models export --format onnx --model neutron -o neutron.onnx
+    """
+    from hxrd.models.onnx_export import export_onnx
+    from hxrd.models.registry import load_model
+
+    suffix = f".{kind}"
+    if output is not None and output.suffix != suffix:
+        raise UsageError(f"-o {output}: the suffix must be {suffix}")
+    loaded = load_model(model)
+    target = output or Path(f"{loaded.metadata.name}{suffix}")
+    export_onnx(loaded, target, force=force)
+    logger.info("%s written (%d classes)", target, loaded.metadata.n_classes)
+    click.echo(str(target))
