@@ -1,0 +1,423 @@
+"""The whole ResNet-18-1D on a CPU, for inference: packed weights, fused layers, no torch.
+
+LayerNorm's mean is taken away beforehand, from the weights: the mean over the output channels of a
+convolution without bias is the convolution with the mean of its weights. The max pool needs GELU at the
+greatest and the least argument of a window only, since GELU falls and then rises.
+
+All sums and the stem are float32; with bfloat16 the weights behind the stem and the activations between
+layers are rounded to it. What a pattern gives depends on no other pattern of its call.
+
+Shape suffixes: B batch, L positions, C and N channels, T taps, K steps of a window (taps · channels).
+"""
+
+import threading
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+from numpy.typing import NDArray
+
+from .compiled import compiled, compiled_fastmath
+from .numpy_network import BLOCKS, EPS, erf_within_four
+from .vector_gemm import HAS_BFLOAT16, PANEL, ROWS, packed, tile
+
+BLOCK_BYTES = 512 * 1024  # of a block's largest activation: half a usual second-level cache
+MOST_PATTERNS = 16  # of a block; more would not spread the reading of the weights much further
+
+Precision = Literal["fp32", "bf16"]
+
+
+def has_bfloat16() -> bool:
+    """Tell whether this processor multiplies bfloat16 (AVX512-BF16)."""
+    return HAS_BFLOAT16
+
+
+class Conv(NamedTuple):
+    """A convolution and its LayerNorm, ready for the kernels.
+
+    `weight` (panels, K, PANEL) is packed and has no mean over the output channels; `gamma`, `beta` (N,).
+    """
+
+    weight: NDArray[Any]
+    gamma: NDArray[np.float32]
+    beta: NDArray[np.float32]
+
+
+# --- compiled: rows of one layer ----------------------------------------------------------------------
+
+_erf = compiled_fastmath(erf_within_four)
+
+
+@compiled_fastmath
+def gelu_in_place(values):
+    """Apply the exact (erf) GELU to a flat float32 array, to 3e-7 of each value."""
+    for i in range(len(values)):
+        z = values[i] * np.float32(0.7071067811865476)
+        z = z if z < np.float32(4.0) else np.float32(4.0)
+        z = z if z > np.float32(-4.0) else np.float32(-4.0)
+        values[i] *= np.float32(0.5) + np.float32(0.5) * _erf(z)
+
+
+@compiled_fastmath
+def normalise(row, gamma, beta):
+    """LayerNorm in place of a row whose mean is zero already."""
+    total = np.float32(0)
+    for c in range(len(row)):
+        total += row[c] * row[c]
+    scale = np.float32(1) / np.sqrt(total / np.float32(len(row)) + np.float32(EPS))
+    for c in range(len(row)):
+        row[c] = row[c] * scale * gamma[c] + beta[c]
+
+
+@compiled
+def _products(left, starts, first, weight, out):
+    """Fill `out` (ROWS, N) with the convolution of rows first … first + ROWS − 1."""
+    n_steps = weight.shape[1]
+    for panel in range(len(weight)):
+        tile(left, starts, first, weight, panel * n_steps, n_steps, out, panel * PANEL)
+
+
+def _keep(values, out):
+    """Write float32 values to a float32 or, rounded, to a bfloat16 (uint16) array."""
+
+
+@overload(_keep)
+def _keep_as(values, out):
+    return _keep_rounded if out.dtype == types.uint16 else _keep_plain
+
+
+def _keep_rounded(values, out):
+    bits = values.view(np.uint32)
+    for c in range(len(bits)):
+        odd = (bits[c] >> np.uint32(16)) & np.uint32(1)
+        out[c] = np.uint16((bits[c] + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+
+
+def _keep_plain(values, out):
+    out[:] = values
+
+
+@compiled
+def conv_norm_gelu(left, starts, n_rows, conv, out, places):
+    """Fill rows of `out`, each beginning at its place, with GELU(LayerNorm(convolution))."""
+    width = len(conv.gamma)
+    y = np.empty((ROWS, width), np.float32)
+    for first in range(0, n_rows, ROWS):
+        _products(left, starts, first, conv.weight, y)
+        for r in range(ROWS):
+            normalise(y[r], conv.gamma, conv.beta)
+        gelu_in_place(y.reshape(-1))
+        for r in range(min(ROWS, n_rows - first)):
+            place = places[first + r]
+            _keep(y[r], out[place : place + width])
+
+
+@compiled
+def conv_norm_add_gelu(left, starts, n_rows, conv, source, source_starts, shortcut, out, places):
+    """Do the same with a second convolution of another input added before GELU."""
+    width = len(conv.gamma)
+    y, z = np.empty((ROWS, width), np.float32), np.empty((ROWS, width), np.float32)
+    for first in range(0, n_rows, ROWS):
+        _products(left, starts, first, conv.weight, y)
+        _products(source, source_starts, first, shortcut.weight, z)
+        for r in range(ROWS):
+            normalise(y[r], conv.gamma, conv.beta)
+            normalise(z[r], shortcut.gamma, shortcut.beta)
+        _add(y.reshape(-1), z.reshape(-1))
+        gelu_in_place(y.reshape(-1))
+        for r in range(min(ROWS, n_rows - first)):
+            place = places[first + r]
+            _keep(y[r], out[place : place + width])
+
+
+@compiled_fastmath
+def _add(values, others):
+    for i in range(len(values)):
+        values[i] += others[i]
+
+
+@compiled
+def pooled_stem(x_BL, conv, pool, out, places):
+    """Fill rows of `out` with maxpool(GELU(LayerNorm(convolution))) of single-channel patterns.
+
+    The rows of a tile are neighbouring windows, its steps through them the window's points; a point beyond
+    the ends is replaced by the last one within, which changes no maximum.
+    """
+    width, n_taps = len(conv.gamma), conv.weight.shape[1]
+    n_positions = x_BL.shape[1] - n_taps + 1
+    n_windows = (n_positions + 2 * (pool // 2) - pool) // pool + 1
+    y = np.empty((ROWS, width), np.float32)
+    high, low = np.empty_like(y), np.empty_like(y)
+    starts = np.empty(ROWS, np.int64)
+    for b in range(len(x_BL)):
+        for first in range(0, n_windows, ROWS):
+            high[:], low[:] = -np.inf, np.inf
+            for phase in range(pool):
+                for r in range(ROWS):
+                    position = (first + r) * pool - pool // 2 + phase
+                    starts[r] = max(0, min(position, n_positions - 1))
+                _products(x_BL[b], starts, 0, conv.weight, y)
+                for r in range(ROWS):
+                    _extremes(y[r], high[r], low[r])
+            for r in range(min(ROWS, n_windows - first)):
+                place = places[b * n_windows + first + r]
+                _pooled(high[r], low[r], conv.gamma, conv.beta)
+                _keep(high[r], out[place : place + width])
+
+
+@compiled
+def plain_stem(x_BL, conv, out, places):
+    """Fill rows of `out` with GELU(LayerNorm(convolution)) of single-channel patterns."""
+    n_positions = x_BL.shape[1] - conv.weight.shape[1] + 1
+    starts = np.zeros(n_positions + ROWS, np.int64)
+    starts[:n_positions] = np.arange(n_positions)
+    for b in range(len(x_BL)):
+        conv_norm_gelu(x_BL[b], starts, n_positions, conv, out, places[b * n_positions :])
+
+
+@compiled_fastmath
+def _extremes(row, high, low):
+    """Normalise a row of mean zero, without the affine part, and take it into the extremes."""
+    total = np.float32(0)
+    for c in range(len(row)):
+        total += row[c] * row[c]
+    scale = np.float32(1) / np.sqrt(total / np.float32(len(row)) + np.float32(EPS))
+    for c in range(len(row)):
+        value = row[c] * scale
+        high[c] = value if value > high[c] else high[c]
+        low[c] = value if value < low[c] else low[c]
+
+
+@compiled_fastmath
+def _pooled(high, low, gamma, beta):
+    """Turn the extremes of a window into the greatest GELU over it, in `high`."""
+    for c in range(len(high)):
+        high[c] = high[c] * gamma[c] + beta[c]
+        low[c] = low[c] * gamma[c] + beta[c]
+    gelu_in_place(high)
+    gelu_in_place(low)
+    for c in range(len(high)):
+        high[c] = high[c] if high[c] > low[c] else low[c]
+
+
+@compiled_fastmath
+def greatest_over_positions(activations, places, n_positions, out):
+    """Fill `out` (B, N) with the maximum over the positions of each pattern."""
+    n_channels = out.shape[1]
+    for b in range(len(out)):
+        best = out[b]
+        best[:] = -np.inf
+        for position in range(n_positions):
+            place = places[b * n_positions + position]
+            values = activations[place : place + n_channels]
+            for c in range(n_channels):
+                best[c] = values[c] if values[c] > best[c] else best[c]
+
+
+@compiled
+def linear(features, weight, bias, out):
+    """Fill `out` (B, classes) with features · weight + bias; `weight` is packed, the sums are float32."""
+    sums = np.empty((ROWS, len(weight) * PANEL), np.float32)
+    starts = np.empty(ROWS, np.int64)
+    for first in range(0, len(features), ROWS):
+        for r in range(ROWS):
+            starts[r] = min(first + r, len(features) - 1) * features.shape[1]
+        _products(features.reshape(-1), starts, 0, weight, sums)
+        for r in range(min(ROWS, len(features) - first)):
+            for k in range(len(bias)):
+                out[first + r, k] = sums[r, k] + bias[k]
+
+
+# --- the network ---------------------------------------------------------------------------------------
+
+
+class _Activation(NamedTuple):
+    """A padded channels-last activation of a block of patterns, and where its rows begin.
+
+    `values` is flat; `read` the same memory as the kernels multiply it (pairs of bfloat16 as uint32).
+    """
+
+    values: NDArray[Any]
+    read: NDArray[Any]
+    n_channels: int
+    padding: int
+    length: int
+    n_patterns: int
+
+    @property
+    def n_rows(self) -> int:
+        return self.n_patterns * self.length
+
+    def starts(self, stride: int, shift: int) -> NDArray[np.int64]:
+        """Return where the windows of a convolution begin, `shift` points after the padding's first."""
+        length_out = (self.length - 1) // stride + 1
+        return self._elements(np.arange(length_out) * stride + shift) * len(self.read) // len(self.values)
+
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """Where the rows lie that a layer writes."""
+        return self._elements(np.arange(self.length) + self.padding)
+
+    def _elements(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        whole = (self.length + 2 * self.padding) * self.n_channels
+        starts = np.add.outer(np.arange(self.n_patterns) * whole, positions * self.n_channels).ravel()
+        return np.concatenate([starts, np.zeros(-len(starts) % ROWS, np.int64)])
+
+
+class _Block(NamedTuple):
+    """A residual block over a workspace: arguments of the two kernels."""
+
+    conv1: Conv
+    conv2: Conv
+    shortcut: Conv
+    before: _Activation
+    between: _Activation
+    after: _Activation
+    windows: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+    places: tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+class CpuNetwork:
+    """The classifier for inference on a CPU.
+
+    Parameters
+    ----------
+    weights : mapping of str to ndarray
+        The released state dict, float32; entries that the classifier does not need are ignored.
+    pool : int or None
+        Window and stride of the max pool after the stem.
+    precision : {"fp32", "bf16"}
+        Of weights and activations behind the stem.
+
+    Raises
+    ------
+    ValueError
+        bf16 on a processor that does not have it, or channels that do not fill whole panels.
+    """
+
+    def __init__(
+        self, weights: Mapping[str, NDArray[np.float32]], pool: int | None, precision: Precision = "fp32"
+    ):
+        if precision == "bf16" and not HAS_BFLOAT16:
+            raise ValueError("this processor does not multiply bfloat16")
+        self.pool, self.precision = pool, precision
+        half = precision == "bf16"
+        self._stem = _conv(weights, "resnet.conv", False)
+        self._blocks = [
+            tuple(_conv(weights, f"{name}.{part}", half) for part in ("conv1", "conv2", "downsample"))
+            for name, _ in BLOCKS
+        ]
+        self._head = packed(weights["classifier.weight"].T, False)
+        self._bias = np.ascontiguousarray(weights["classifier.bias"], np.float32)
+        self._shapes = [weights[f"{name}.conv1.conv.weight"].shape for name, _ in BLOCKS]
+        self._local = threading.local()
+
+    def logits(self, x_BL: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return outputs (B, classes) of network inputs (B, L), on the calling thread, without the GIL.
+
+        Raises
+        ------
+        ValueError
+            Patterns shorter than the stem's window.
+        """
+        x_BL = np.ascontiguousarray(x_BL, np.float32)
+        if x_BL.shape[1] < self._stem.weight.shape[1]:
+            raise ValueError(
+                f"patterns of {x_BL.shape[1]} points are shorter than the network's first window"
+            )
+        out = np.empty((len(x_BL), len(self._bias)), np.float32)
+        workspace = self._workspace(x_BL.shape[1])
+        for first in range(0, len(x_BL), workspace.n_patterns):
+            part = slice(first, first + workspace.n_patterns)
+            workspace.run(x_BL[part], out[part])
+        return out
+
+    def _workspace(self, n_points: int) -> "_Workspace":
+        """Return this thread's own memory for patterns of that length."""
+        held = getattr(self._local, "workspace", None)
+        if held is None or held.n_points != n_points:
+            held = self._local.workspace = _Workspace(self, n_points)
+        return held
+
+
+class _Workspace:
+    """Memory for a block of patterns on their way through the network, and where every row lies."""
+
+    def __init__(self, network: CpuNetwork, n_points: int):
+        self._network, self.n_points = network, n_points
+        length = n_points - network._stem.weight.shape[1] + 1
+        if network.pool:
+            length = (length + 2 * (network.pool // 2) - network.pool) // network.pool + 1
+        width = len(network._stem.gamma)
+        itemsize = 2 if network.precision == "bf16" else 4
+        self.n_patterns = min(MOST_PATTERNS, max(1, BLOCK_BYTES // (length * width * itemsize)))
+        paddings = [shape[2] // 2 for shape in network._shapes]
+        first = before = self._activation(width, paddings[0], length)
+        self._blocks = []
+        for i, ((_, stride), convs) in enumerate(zip(BLOCKS, network._blocks, strict=True)):
+            length, width = (length - 1) // stride + 1, len(convs[0].gamma)
+            between = self._activation(width, paddings[i], length)
+            last = i + 1 == len(network._blocks)
+            after = self._activation(width, 0 if last else paddings[i + 1], length, single=last)
+            windows = (
+                before.starts(stride, before.padding - paddings[i]),
+                between.starts(1, 0),
+                before.starts(stride, before.padding),
+            )
+            places = between.places, after.places
+            self._blocks.append(_Block(*convs, before, between, after, windows, places))
+            before = after
+        self._first, self._last = first, before
+        self._places = first.places
+        self._features = np.empty((self.n_patterns, width), np.float32)
+
+    def _activation(self, n_channels: int, padding: int, length: int, single: bool = False) -> _Activation:
+        n_values = self.n_patterns * (length + 2 * padding) * n_channels
+        if self._network.precision == "bf16" and not single:
+            values: NDArray[Any] = np.zeros(n_values, np.uint16)
+            read: NDArray[Any] = values.view(np.uint32)
+        else:
+            read = values = np.zeros(n_values, np.float32)
+        return _Activation(values, read, n_channels, padding, length, self.n_patterns)
+
+    def run(self, x_BL: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+        """Fill `out` (b, classes) for at most a block of patterns."""
+        network, n = self._network, len(x_BL)
+        if network.pool:
+            pooled_stem(x_BL, network._stem, network.pool, self._first.values, self._places)
+        else:
+            plain_stem(x_BL, network._stem, self._first.values, self._places)
+        for block in self._blocks:
+            conv1_starts, conv2_starts, shortcut_starts = block.windows
+            n_rows = n * block.after.length
+            conv_norm_gelu(
+                block.before.read, conv1_starts, n_rows, block.conv1, block.between.values, block.places[0]
+            )
+            conv_norm_add_gelu(
+                block.between.read,
+                conv2_starts,
+                n_rows,
+                block.conv2,
+                block.before.read,
+                shortcut_starts,
+                block.shortcut,
+                block.after.values,
+                block.places[1],
+            )
+        features = self._features[:n]
+        greatest_over_positions(self._last.values, self._blocks[-1].places[1], self._last.length, features)
+        linear(features, network._head, network._bias, out)
+
+
+def _conv(weights: Mapping[str, NDArray[np.float32]], name: str, half: bool) -> Conv:
+    weight_NCT = weights[f"{name}.conv.weight"].astype(np.float32)
+    if len(weight_NCT) % PANEL:
+        raise ValueError(f"{name}: {len(weight_NCT)} channels; the CPU kernels need a multiple of {PANEL}")
+    centred = weight_NCT - weight_NCT.mean(axis=0, keepdims=True, dtype=np.float64).astype(np.float32)
+    weight_KN = centred.transpose(2, 1, 0).reshape(-1, len(weight_NCT))
+    gamma, beta = (
+        np.ascontiguousarray(weights[f"{name}.layer_norm.{part}"], np.float32) for part in ("weight", "bias")
+    )
+    return Conv(packed(weight_KN, half), gamma, beta)
