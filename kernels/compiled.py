@@ -62,14 +62,15 @@ def _njit(kernel: Callable[..., Any], fastmath: bool) -> Any:
 @functools.cache
 def _forget_stale_code() -> None:
     """Drop compiled code when any source here has changed: Numba itself looks at one file at a time."""
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(_FOLDER.glob("*.py")))).hexdigest()
+    sources = (file.read_bytes() for file in sorted(_FOLDER.glob("*.py")))
+    digest = hashlib.sha256(b"".join(text for text in sources if b"import triton" not in text)).hexdigest()
     cache = _FOLDER / "__pycache__"
     stamp = cache / "kernels.sha256"
     try:
         if stamp.is_file() and stamp.read_text(encoding="ascii") == digest:
             return
-        for index in cache.glob("*.nbi"):
-            index.unlink(missing_ok=True)
+        for file in cache.glob("*.nb[ic]"):  # indices and code
+            file.unlink(missing_ok=True)
         cache.mkdir(exist_ok=True)
         stamp.write_text(digest, encoding="ascii")
     except OSError:

@@ -1,17 +1,17 @@
-"""Numba kernels that remove the background of powder patterns and rebin them to another grid.
+"""Removes the background of powder patterns and rebins them to another grid, in Numba or in NumPy.
 
 Arrays only. Every pattern of a call shares one grid, so what depends on the grid alone is worked out
 once, in `Bins` and `Background`, and each pattern costs a few passes over its points.
-The plain NumPy oracle stands in ``tests/test_preprocess.py``.
+
+The Numba kernels (`rebin_kernels`) are some five times as quick as the NumPy functions here, but take half a
+second to import and some ten to compile; the numbers are the same to the last bit.
+An independent oracle stands in ``tests/test_preprocess.py``.
 """
 
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
-
-from hxrd.kernels.compiled import compiled
 
 NOISE_LIMIT = 4.0  # residuals below this many sigma count as background
 PRIOR_BINS = 20.0  # weight of the whole pattern's noise offset against the local one, in bins
@@ -49,6 +49,11 @@ class Background(NamedTuple):
     n_start: int
     interval: NDArray[np.int64]
     fraction: NDArray[np.float64]
+
+
+_NONE = np.zeros(0)
+NO_BINS = Bins(np.zeros(0, np.int64), _NONE, _NONE, _NONE)
+NO_BACKGROUND = Background(NO_BINS, np.zeros(0, np.int64), 0, np.zeros(0, np.int64), _NONE)
 
 
 def bins_on(source: NDArray[np.float64], edges: NDArray[np.float64], gain: NDArray[np.float64]) -> Bins:
@@ -106,175 +111,46 @@ def background_on(
     return Background(bins, window.astype(np.int64), n_start, index.astype(np.int64), fraction)
 
 
-@compiled
-def _mean_in_bins(intensity, source, bins, out):
-    """Mean of the piecewise linear intensity over each bin: exact integrals, so nothing is lost between."""
-    n_source = len(source)
-    cumulative = np.empty(n_source)
-    cumulative[0] = 0.0
-    for j in range(1, n_source):
-        cumulative[j] = cumulative[j - 1] + 0.5 * (intensity[j - 1] + intensity[j]) * (
-            source[j] - source[j - 1]
-        )
-    before = 0.0
-    for i in range(len(bins.interval)):
-        k, t = bins.interval[i], bins.fraction[i]
-        partial = intensity[k] * t + 0.5 * (intensity[k + 1] - intensity[k]) * t * t
-        here = cumulative[k] + partial * (source[k + 1] - source[k])
-        if i > 0:
-            out[i - 1] = bins.gain[i - 1] * (here - before) / bins.width[i - 1]
-        before = here
+def rebin_patterns(
+    intensity: NDArray[np.floating],
+    source: NDArray[np.float64],
+    clipping: Background | None,
+    target: Bins | None,
+    *,
+    compiled: bool = True,
+) -> NDArray[np.float32]:
+    """Remove the background of patterns, rebin them, clip at zero, and normalise to a maximum of 1.
 
+    One thread, without the GIL: any number of Python threads may call at once.
 
-@compiled
-def _smoothed(values, out):
-    """Binomial smoothing (1 4 6 4 1)/16; the two points at each end are repeated outwards."""
-    n = len(values)
-    for i in range(n):
-        one, two = max(i - 1, 0), max(i - 2, 0)
-        right, far = min(i + 1, n - 1), min(i + 2, n - 1)
-        out[i] = (6.0 * values[i] + 4.0 * (values[one] + values[right]) + values[two] + values[far]) / 16.0
+    Parameters
+    ----------
+    intensity : ndarray, shape (n, n_source)
+        A row with a value that is not finite comes back as zeros.
+    source : ndarray, shape (n_source,)
+        Strictly increasing 2θ, degrees.
+    clipping : Background or None
+        From `background_on`; the background stays without.
+    target : Bins or None
+        From `bins_on`; without, the patterns stay on the source's grid.
+    compiled : bool
+        By the Numba kernels, or in NumPy; both give the same.
 
-
-@njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
-def _clip_peaks(values, window):
-    """SNIP with a decreasing window, in place: each point at most the mean of its neighbours at ±p."""
-    n = len(values)
-    clipped = values.copy()
-    first = n
-    for p in range(window[n - 1], 0, -1):
-        while first > 0 and window[first - 1] >= p:
-            first -= 1
-        start, stop = max(first, p), n - p
-        for i in range(start, stop):
-            clipped[i] = min(values[i], 0.5 * (values[i - p] + values[i + p]))
-        for i in range(start, stop):
-            values[i] = clipped[i]
-
-
-@compiled
-def _noise(counts, background):
-    """Standard deviation of every bin, taken as proportional to √background, by robust differences."""
-    n = len(counts)
-    mean = 0.0
-    for i in range(n):
-        mean += abs(background[i]) / n
-    sigma = np.empty(n)
-    for i in range(n):
-        sigma[i] = np.sqrt(max(background[i], NOISE_FLOOR * mean))
-    if n < 3 or mean <= 0.0:
-        return np.zeros(n)
-    difference = np.empty(n - 2)
-    for i in range(1, n - 1):
-        difference[i - 1] = abs(counts[i - 1] - 2.0 * counts[i] + counts[i + 1]) / sigma[i]
-    return sigma * (np.median(difference) / (NORMAL_MEDIAN * SECOND_DIFFERENCE))
-
-
-@compiled
-def _lift_to_middle(background, smooth, sigma, window):
-    """Move the lower envelope, in place, to the middle of the noise.
-
-    The offset is the mean residual, in sigma, of the bins without peaks within twice the window;
-    where few such bins stand, it leans on the mean of the whole pattern.
+    Returns
+    -------
+    ndarray, shape (n, n_bins) or (n, n_source), float32
+        Within [0, 1].
     """
-    n = len(background)
-    total, number = np.zeros(n + 1), np.zeros(n + 1)
-    for i in range(n):
-        residual = (smooth[i] - background[i]) / sigma[i] if sigma[i] > 0.0 else NOISE_LIMIT
-        free = residual < NOISE_LIMIT
-        total[i + 1] = total[i] + (residual if free else 0.0)
-        number[i + 1] = number[i] + (1.0 if free else 0.0)
-    overall = total[n] / number[n] if number[n] > 0.0 else 0.0
-    for i in range(n):
-        low, high = max(i - 2 * window[i], 0), min(i + 2 * window[i] + 1, n)
-        offset = (total[high] - total[low] + PRIOR_BINS * overall) / (number[high] - number[low] + PRIOR_BINS)
-        background[i] += offset * sigma[i]
+    if clipping is None and target is None:
+        return _normalised_alone(intensity)
+    if not compiled:
+        return _rebinned(intensity, source, clipping, target)
+    from hxrd.kernels.rebin_kernels import rebin_rows
 
-
-@compiled
-def _shadow_filled(smooth, level, n_start):
-    """Where a pattern begins in the shadow of the beam stop, raise that run to the background beyond it.
-
-    If so, `level` (the clipped curve) starts afresh as a copy of the raised `smooth`.
-    """
-    beyond = np.median(level[: max(n_start, 1)])
-    if not smooth[0] < SHADOW * beyond:
-        return False
-    for i in range(len(smooth)):
-        if smooth[i] >= beyond:
-            break
-        smooth[i] = beyond
-    level[:] = smooth
-    return True
-
-
-@compiled
-def _background(intensity, source, plan, out):
-    n = len(plan.window)
-    counts, smooth = np.empty(n), np.empty(n)
-    _mean_in_bins(intensity, source, plan.bins, counts)
-    _smoothed(counts, smooth)
-    level = smooth.copy()
-    _clip_peaks(level, plan.window)
-    if _shadow_filled(smooth, level, plan.n_start):
-        _clip_peaks(level, plan.window)
-    sigma = _noise(counts, level) * SMOOTHED
-    _lift_to_middle(level, smooth, sigma, plan.window)
-    for j in range(len(source)):
-        k = plan.interval[j]
-        following = level[min(k + 1, n - 1)]
-        out[j] = level[k] + plan.fraction[j] * (following - level[k])
-
-
-@compiled
-def _normalised(values, out):
-    """Clip at zero and divide by the maximum; zeros where nothing is positive."""
-    largest = 0.0
-    for i in range(len(values)):
-        largest = max(largest, values[i])
-    for i in range(len(values)):
-        out[i] = max(values[i], 0.0) / largest if largest > 0.0 else 0.0
-
-
-@compiled
-def _row(intensity, source, clipping, target, remove, rebin, out):
-    n = len(source)
-    values = np.empty(n)
-    largest = 0.0
-    for j in range(n):
-        if not np.isfinite(intensity[j]):
-            out[:] = 0.0
-            return
-        values[j] = intensity[j]
-        largest = max(largest, abs(values[j]))
-    if largest == 0.0:
-        out[:] = 0.0
-        return
-    for j in range(n):
-        values[j] /= largest  # so that no later step can overflow or underflow
-    if remove:
-        level = np.empty(n)
-        _background(values, source, clipping, level)
-        for j in range(n):
-            values[j] -= level[j]
-    if rebin:
-        means = np.empty(len(target.width))
-        _mean_in_bins(values, source, target, means)
-        _normalised(means, out)
-    else:
-        _normalised(values, out)
-
-
-@compiled
-def _rows(intensity, source, clipping, target, remove, rebin, out):
-    for i in range(len(intensity)):
-        _row(intensity[i], source, clipping, target, remove, rebin, out[i])
-
-
-@compiled
-def _background_rows(intensity, source, clipping, out):
-    for i in range(len(intensity)):
-        _background(intensity[i].astype(np.float64), source, clipping, out[i])
+    out = np.empty((len(intensity), len(source) if target is None else len(target.width)), np.float32)
+    steps = (clipping or NO_BACKGROUND, target or NO_BINS, clipping is not None, target is not None)
+    rebin_rows(np.ascontiguousarray(intensity), source, *steps, out)
+    return out
 
 
 def estimate_background(
@@ -296,42 +172,141 @@ def estimate_background(
     ndarray, shape (n, n_source)
         In the unit of `intensity`.
     """
-    out = np.empty(intensity.shape)
-    _background_rows(np.ascontiguousarray(intensity), source, clipping, out)
-    return out
+    return _background(np.asarray(intensity, np.float64), source, clipping)
 
 
-def rebin_patterns(
-    intensity: NDArray[np.floating],
+def _normalised_alone(intensity: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Clip and normalise; rows that are so already, as simulated ones, are copied."""
+    low, high = intensity.min(axis=1), intensity.max(axis=1)
+    good = np.isfinite(low) & np.isfinite(high) & (high > 0)
+    if np.all(good & (low >= 0) & (high == 1)):
+        return intensity.astype(np.float32)
+    out = np.zeros(intensity.shape, np.float32)
+    scale = high.astype(np.float64)[:, None]
+    np.divide(intensity, scale, out=out, where=good[:, None], dtype=np.float64, casting="same_kind")
+    return np.maximum(out, np.float32(0), out=out)
+
+
+# --- in NumPy: R rows, S points of the source, N bins -------------------------------------------------
+
+
+def _rebinned(
+    intensity_RS: NDArray[np.floating],
     source: NDArray[np.float64],
-    clipping: Background,
-    target: Bins,
-    *,
-    remove_background: bool,
-    rebin: bool,
+    clipping: Background | None,
+    target: Bins | None,
 ) -> NDArray[np.float32]:
-    """Remove the background of patterns, rebin them, clip at zero, and normalise to a maximum of 1.
-
-    One thread, without the GIL: any number of Python threads may call at once.
-
-    Parameters
-    ----------
-    intensity : ndarray, shape (n, n_source)
-        A row with a value that is not finite comes back as zeros.
-    source : ndarray, shape (n_source,)
-        Strictly increasing 2θ, degrees.
-    clipping : Background
-        From `background_on`; not read without `remove_background`.
-    target : Bins
-        From `bins_on`; without `rebin` the patterns stay on the source's grid.
-    remove_background, rebin : bool
-        Which steps to take.
-
-    Returns
-    -------
-    ndarray, shape (n, n_bins) or (n, n_source), float32
-        Within [0, 1].
-    """
-    out = np.empty((len(intensity), len(target.width) if rebin else len(source)), dtype=np.float32)
-    _rows(np.ascontiguousarray(intensity), source, clipping, target, remove_background, rebin, out)
+    largest_R = np.abs(intensity_RS).max(axis=1).astype(np.float64)
+    good_R = np.isfinite(largest_R) & (largest_R > 0)
+    out = np.zeros((len(intensity_RS), len(source) if target is None else len(target.width)), np.float32)
+    # Divided first, so that no later step can overflow or underflow.
+    values_RS = intensity_RS[good_R].astype(np.float64) / largest_R[good_R, None]
+    if clipping is not None:
+        values_RS -= _background(values_RS, source, clipping)
+    out[good_R] = _normalised(values_RS if target is None else _mean_in_bins(values_RS, source, target))
     return out
+
+
+def _mean_in_bins(
+    values_RS: NDArray[np.float64], source: NDArray[np.float64], bins: Bins
+) -> NDArray[np.float64]:
+    """Mean of the piecewise linear intensity over each bin: exact integrals, so nothing is lost between."""
+    low_RS, high_RS, step = values_RS[:, :-1], values_RS[:, 1:], np.diff(source)
+    cumulative_RS = np.zeros_like(values_RS)
+    np.cumsum(0.5 * (low_RS + high_RS) * step, axis=1, out=cumulative_RS[:, 1:])
+    k, t = bins.interval, bins.fraction
+    partial = low_RS[:, k] * t + 0.5 * (high_RS[:, k] - low_RS[:, k]) * t * t
+    here = cumulative_RS[:, k] + partial * step[k]
+    return bins.gain * np.diff(here, axis=1) / bins.width
+
+
+def _smoothed(values_RN: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Binomial smoothing (1 4 6 4 1)/16; the two points at each end are repeated outwards."""
+    n = values_RN.shape[1]
+    padded = np.pad(values_RN, ((0, 0), (2, 2)), mode="edge")
+    two, one, right, far = (padded[:, i : i + n] for i in (0, 1, 3, 4))
+    return (6.0 * values_RN + 4.0 * (one + right) + two + far) / 16.0
+
+
+def _clip_peaks(values_RN: NDArray[np.float64], window: NDArray[np.int64]) -> None:
+    """SNIP with a decreasing window, in place: each point at most the mean of its neighbours at ±p."""
+    n = len(window)
+    for p in range(int(window[-1]), 0, -1):
+        start, stop = max(int(np.searchsorted(window, p)), p), n - p
+        if start < stop:
+            middle = 0.5 * (values_RN[:, start - p : stop - p] + values_RN[:, start + p : n])
+            np.minimum(values_RN[:, start:stop], middle, out=values_RN[:, start:stop])
+
+
+def _noise(counts_RN: NDArray[np.float64], background_RN: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Standard deviation of every bin, taken as proportional to √background, by robust differences."""
+    n = counts_RN.shape[1]
+    mean_R1 = np.cumsum(np.abs(background_RN) / n, axis=1)[:, -1:]
+    if n < 3:
+        return np.zeros_like(counts_RN)
+    sigma_RN = np.sqrt(np.maximum(background_RN, NOISE_FLOOR * mean_R1))
+    sigma_RN[mean_R1[:, 0] <= 0] = 1.0  # rows without any noise, set to zero below
+    second = np.abs(counts_RN[:, :-2] - 2.0 * counts_RN[:, 1:-1] + counts_RN[:, 2:]) / sigma_RN[:, 1:-1]
+    scale_R1 = np.median(second, axis=1, keepdims=True) / (NORMAL_MEDIAN * SECOND_DIFFERENCE)
+    return np.where(mean_R1 > 0, sigma_RN * scale_R1, 0.0)
+
+
+def _lift_to_middle(
+    level_RN: NDArray[np.float64],
+    smooth_RN: NDArray[np.float64],
+    sigma_RN: NDArray[np.float64],
+    window: NDArray[np.int64],
+) -> None:
+    """Move the lower envelope, in place, to the middle of the noise.
+
+    The offset is the mean residual, in sigma, of the bins without peaks within twice the window;
+    where few such bins stand, it leans on the mean of the whole pattern.
+    """
+    n = len(window)
+    residual = np.full_like(level_RN, NOISE_LIMIT)
+    np.divide(smooth_RN - level_RN, sigma_RN, out=residual, where=sigma_RN > 0)
+    free = residual < NOISE_LIMIT
+    total, number = (np.zeros((len(level_RN), n + 1)) for _ in range(2))
+    np.cumsum(np.where(free, residual, 0.0), axis=1, out=total[:, 1:])
+    np.cumsum(free, axis=1, out=number[:, 1:])
+    overall_R1 = total[:, -1:] / np.maximum(number[:, -1:], 1.0)
+    low = np.maximum(np.arange(n) - 2 * window, 0)
+    high = np.minimum(np.arange(n) + 2 * window + 1, n)
+    around = total[:, high] - total[:, low] + PRIOR_BINS * overall_R1
+    level_RN += around / (number[:, high] - number[:, low] + PRIOR_BINS) * sigma_RN
+
+
+def _fill_shadow(smooth_N: NDArray[np.float64], level_N: NDArray[np.float64], plan: Background) -> None:
+    """Where a pattern begins in the shadow of the beam stop, raise that run to the background beyond it.
+
+    If so, `level_N` (the clipped curve) is clipped afresh.
+    """
+    beyond = np.median(level_N[: max(plan.n_start, 1)])
+    if smooth_N[0] < SHADOW * beyond:
+        lit = np.flatnonzero(smooth_N >= beyond)
+        smooth_N[: lit[0] if len(lit) else None] = beyond
+        level_N[:] = smooth_N
+        _clip_peaks(level_N[None], plan.window)
+
+
+def _background(
+    values_RS: NDArray[np.float64], source: NDArray[np.float64], plan: Background
+) -> NDArray[np.float64]:
+    counts_RN = _mean_in_bins(values_RS, source, plan.bins)
+    smooth_RN = _smoothed(counts_RN)
+    level_RN = smooth_RN.copy()
+    _clip_peaks(level_RN, plan.window)
+    for smooth_N, level_N in zip(smooth_RN, level_RN, strict=True):
+        _fill_shadow(smooth_N, level_N, plan)
+    sigma_RN = _noise(counts_RN, level_RN) * SMOOTHED
+    _lift_to_middle(level_RN, smooth_RN, sigma_RN, plan.window)
+    here_RS = level_RN[:, plan.interval]
+    following_RS = level_RN[:, np.minimum(plan.interval + 1, len(plan.window) - 1)]
+    return here_RS + plan.fraction * (following_RS - here_RS)
+
+
+def _normalised(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Clip at zero and divide by the maximum of each row; zeros where nothing is positive."""
+    clipped = np.maximum(values, 0.0)
+    largest_R1 = clipped.max(axis=1, keepdims=True)
+    return clipped / np.where(largest_R1 > 0, largest_R1, 1.0)

@@ -119,24 +119,60 @@ def noisy_pattern(two_theta, seed=0):
     return rng.poisson(clean + 150 + 0.6 * two_theta + 300 * np.exp(-two_theta / 6)).astype(float)
 
 
+AXES = {
+    "longer": (np.arange(3, 165, 0.05), 1.5402),
+    "coarse": (np.arange(8, 128, 0.1), 2.4067),
+    "fine": (np.arange(5, 110, 0.013), 1.5406),
+    "uneven": (10 + 0.06 * np.arange(2000) + 0.02 * np.sin(np.arange(2000)), 1.909),
+    "short": (np.arange(0, 25, 0.05), 1.2),
+}
+
+
 @pytest.mark.parametrize("background", [False, True])
-@pytest.mark.parametrize(
-    ("two_theta", "wavelength"),
-    [
-        (np.arange(3, 165, 0.05), 1.5402),
-        (np.arange(8, 128, 0.1), 2.4067),
-        (np.arange(5, 110, 0.013), 1.5406),
-        (10 + 0.06 * np.arange(2000) + 0.02 * np.sin(np.arange(2000)), 1.909),
-        (np.arange(0, 25, 0.05), 1.2),
-    ],
-    ids=["longer", "coarse", "fine", "uneven", "short"],
-)
+@pytest.mark.parametrize(("two_theta", "wavelength"), AXES.values(), ids=AXES)
 def test_kernel_equals_the_plain_oracle(two_theta, wavelength, background):
     intensity = noisy_pattern(two_theta)
     got = preprocess_batch(intensity[None], two_theta, wavelength, MODEL, background)[0]
     np.testing.assert_allclose(
         got, naive_prepared(two_theta, intensity, wavelength, MODEL, background), atol=2e-6
     )
+
+
+def awkward_rows(two_theta):
+    """Patterns with noise, in the beam stop's shadow, negative, empty, constant, tiny, huge, not finite."""
+    good = noisy_pattern(two_theta)
+    rows = [noisy_pattern(two_theta, 1), good * np.clip((two_theta - two_theta[0]) / 4, 0.02, 1), good - 300]
+    rows += [np.zeros_like(good), np.full_like(good, 3.0), -good, good * 1e-30, good * 1e30]
+    rows += [np.where(np.arange(len(good)) == 7, bad, good) for bad in (np.nan, np.inf, -np.inf)]
+    rows += [np.where(np.arange(len(good)) == 70, 1.0, 0.0)]
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize(
+    ("two_theta", "wavelength"),
+    [*AXES.values(), (MODEL.two_theta, MODEL.wavelength), (np.arange(5, 150, 14.0), 2.0)],
+    ids=[*AXES, "own", "few"],
+)
+def test_without_a_compiler_the_numbers_are_the_same_to_the_last_bit(
+    two_theta, wavelength, background, dtype
+):
+    rows = awkward_rows(two_theta).astype(dtype)
+    one, other = (
+        preprocess_batch(rows, two_theta, wavelength, MODEL, background, compiled=compiled)
+        for compiled in (False, True)
+    )
+    np.testing.assert_array_equal(one, other)
+    assert one.any(axis=1).sum() >= 4
+
+
+def test_patterns_that_need_nothing_are_copied():
+    rows = noisy_pattern(MODEL.two_theta)[None].astype(np.float32)
+    rows /= rows.max()
+    got = preprocess_batch(rows, MODEL.two_theta, MODEL.wavelength, MODEL, False)
+    np.testing.assert_array_equal(got, rows)
+    assert not np.shares_memory(got, rows)
 
 
 def test_background_equals_the_plain_oracle_in_a_beam_stops_shadow():

@@ -113,6 +113,7 @@ def preprocess_batch(
     background: bool,
     *,
     probe: Probe = "neutron",
+    compiled: bool = True,
 ) -> NDArray[np.float32]:
     """Bring patterns of one measured grid to the model's grid.
 
@@ -132,6 +133,8 @@ def preprocess_batch(
         Whether to remove the background.
     probe : {"neutron", "xray"}
         Whether the polarisation factor takes part.
+    compiled : bool
+        By Numba kernels, or by NumPy, which needs no compiler; the numbers are the same.
 
     Returns
     -------
@@ -148,15 +151,11 @@ def preprocess_batch(
     source = _checked_source(intensity, two_theta, wavelength)
     if intensity.dtype not in (np.float32, np.float64):
         intensity = intensity.astype(np.float64)
-    same = _same_grid(source, wavelength, target)
-    return rebin_patterns(
-        intensity,
-        source,
-        _background_plan(source),
-        _target_plan(source, wavelength, target, probe),
-        remove_background=background,
-        rebin=not same,
-    )
+    clipping = _background_plan(source) if background else None
+    bins = None
+    if not _same_grid(source, wavelength, target):
+        bins = _target_plan(source, wavelength, target, probe)
+    return rebin_patterns(intensity, source, clipping, bins, compiled=compiled)
 
 
 def to_model_grid(
@@ -196,7 +195,9 @@ def to_model_grid(
     rows = np.asarray(intensity)[None]
     source = _checked_source(rows, two_theta, wavelength)
     covered, start, stop = coverage(source, wavelength, target)
-    prepared = preprocess_batch(rows, source, wavelength, target, background, probe=probe)[0]
+    prepared = preprocess_batch(rows, source, wavelength, target, background, probe=probe, compiled=False)[
+        0
+    ]  # one pattern is worth no compiler
     flag = doubts(rows, prepared[None], covered)[0]
     return Prepared(np.zeros_like(prepared) if flag else prepared, covered, start, stop, flag)
 
@@ -256,11 +257,12 @@ def doubts(intensity: NDArray[np.floating], prepared: NDArray[np.float32], cover
     list of str, length n
         ``not-finite``, ``flat``, ``out-of-range`` or empty, as in `Prepared`.
     """
-    values = np.asarray(intensity, dtype=np.float64)
-    finite = np.asarray(np.isfinite(values).all(axis=1))
-    values = np.where(finite[:, None], values, 0.0)
-    flat = np.ptp(values, axis=1) <= LEAST_CONTRAST * np.abs(values).max(axis=1)
-    outside = np.full(len(values), covered < LEAST_COVERED)
+    low, high = (extreme.astype(np.float64) for extreme in (intensity.min(axis=1), intensity.max(axis=1)))
+    finite = np.isfinite(low) & np.isfinite(high)  # a NaN is its row's minimum and maximum
+    low, high = np.where(finite, low, 0.0), np.where(finite, high, 0.0)
+    with np.errstate(over="ignore"):  # the span of ±1e308
+        flat = high - low <= LEAST_CONTRAST * np.maximum(np.abs(low), np.abs(high))
+    outside = np.full(len(finite), covered < LEAST_COVERED)
     reasons = [~finite, flat, outside, prepared.max(axis=1) <= 0]
     return np.select(reasons, ["not-finite", "flat", "out-of-range", "flat"], "").tolist()
 
