@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from . import dropout as dropout_mask
-from .stem_norm_pool_launch import configurations, gather_input_gradient, launch, launch_backward, padded
+from . import stem_norm_pool_launch as launch
 from .triton_tiles import TRITON_MISSING, interpreted
 
 MOST_PROGRAMS = 1024  # of the backward kernel: each sums over many tiles and writes its share once
@@ -66,12 +66,6 @@ def reference(
     return y_BLC.to(x_BL.dtype)
 
 
-def output_length(length: int, taps: int, pool: int) -> int:
-    """Return the number of windows of the pool, or of rows of the convolution where `pool` is 0."""
-    rows = length - taps + 1
-    return (rows + 2 * (pool // 2) - pool) // pool + 1 if pool else rows
-
-
 def stem_norm_pool(
     x_BL: Tensor,
     weight: Tensor,
@@ -109,7 +103,7 @@ def _operator(name: str) -> Callable[[Callable[..., Any]], Any]:
 
 
 def _allocate(x_BL: Tensor, weight: Tensor, pool: int, keep: bool) -> tuple[Tensor, Tensor]:
-    shape = x_BL.shape[0], output_length(x_BL.shape[1], weight.shape[2], pool), weight.shape[0]
+    shape = x_BL.shape[0], launch.output_length(x_BL.shape[1], weight.shape[2], pool), weight.shape[0]
     return x_BL.new_empty(shape), x_BL.new_empty(shape if keep else (0,), dtype=torch.uint8)
 
 
@@ -127,10 +121,13 @@ def stem_norm_pool_forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return the result of `stem_norm_pool` and, if `keep`, the point chosen in each window (else empty)."""
+    inputs = x_BL, weight, norm_weight, norm_bias, seed, pool
+    launch.check(*inputs, dropout)
     out_BPC, chosen_BPC = _allocate(x_BL, weight, pool, keep)
-    parameters = weight, norm_weight, norm_bias, seed
-    options = pool, eps, dropout, deterministic
-    launch(x_BL, *parameters, out_BPC, chosen_BPC if keep else None, *options)
+    if out_BPC.numel():
+        shared = launch.shared_arguments(*inputs, eps, dropout)
+        arguments = launch.forward_arguments(shared, out_BPC, chosen_BPC if keep else None)
+        launch.run_forward(arguments, deterministic)
     return out_BPC, chosen_BPC
 
 
@@ -158,17 +155,19 @@ def stem_norm_pool_backward(
     channels, _, taps = weight.shape
     batch, windows = grad_out_BPC.shape[:2]
     rows = x_BL.shape[1] - taps + 1
-    smallest = min(block for block, _ in configurations(channels))
+    smallest = min(block for block, _ in launch.configurations(channels))
     programs = min(MOST_PROGRAMS, -(-batch * windows // smallest))
-    partial = x_BL.new_empty(programs, padded(taps) + 2, padded(channels), dtype=torch.float32)
+    columns = launch.padded(channels)
+    partial = x_BL.new_empty(programs, launch.padded(taps) + 2, columns, dtype=torch.float32)
     spread_BLT = x_BL.new_empty(batch, rows, taps, dtype=torch.float32) if input_gradient else None
     grad_x = x_BL.new_empty(x_BL.shape if input_gradient else (0,))
     if programs:
-        inputs = grad_out_BPC, x_BL, weight, norm_weight, norm_bias, seed, chosen_BPC, partial, spread_BLT
-        launch_backward(*inputs, pool, eps, dropout, deterministic)
+        inputs = x_BL, weight, norm_weight, norm_bias, seed, pool, eps, dropout
+        shared, chosen = launch.shared_arguments(*inputs), chosen_BPC if pool > 1 else None
+        arguments = launch.backward_arguments(shared, grad_out_BPC, chosen, partial, spread_BLT)
+        launch.run_backward(arguments, deterministic)
         if spread_BLT is not None:
-            covered = min(rows, windows * pool - pool // 2) if pool else rows
-            gather_input_gradient(spread_BLT, grad_x, covered)
+            launch.run_gather(launch.gather_arguments(spread_BLT, grad_x, pool))
     sums = partial.sum(dim=0)[:, :channels]
     grad_weight = sums[:taps].t().contiguous().unsqueeze(1).to(weight.dtype)
     grad_norm_weight = sums[-2].to(norm_weight.dtype, copy=True)

@@ -26,19 +26,18 @@ GATHERED = 256  # points of one program that gathers the input's gradient
 TILES = ((2048, 4), (1024, 2), (1024, 4), (2048, 8))  # (values, warps) that are tried
 
 
+def output_length(length: int, taps: int, pool: int) -> int:
+    """Return the number of windows of the pool, or of rows of the convolution where `pool` is 0."""
+    rows = length - taps + 1
+    return (rows + 2 * (pool // 2) - pool) // pool + 1 if pool else rows
+
+
 def configurations(channels: int) -> list[tuple[int, int]]:
     """List (windows of a tile, warps) that a GPU may choose from; the first is taken where nothing is tried.
 
     A thread holds 16 values of a tile in the first: a few such arrays fit its registers.
     """
     return [(max(elements // padded(channels), SMALLEST_DOT), warps) for elements, warps in TILES]
-
-
-def constants(weight: Tensor, pool: int) -> dict[str, int]:
-    """Return the compile-time arguments that forward and backward kernels share, but the tile."""
-    channels, _, taps = weight.shape
-    sizes = {"TAPS": taps, "TAPS_PADDED": padded(taps), "WIDTH": channels, "COLUMNS": padded(channels)}
-    return {**sizes, "WINDOW": pool or 1}
 
 
 def padded(size: int) -> int:
@@ -53,141 +52,141 @@ def _tuned(name: str, channels: int) -> Any:
     return triton.autotune(configs, ["TAPS_PADDED", "WINDOW"], cache_results=True)(getattr(kernels, name))
 
 
-def _start(name: str, channels: int, grid: Any, fixed: bool, *arguments: Any, **options: Any) -> None:
-    """Launch a kernel with the quickest of its configurations, or with the first."""
+def _run(name: str, grid: Any, arguments: dict[str, Any], fixed: bool) -> None:
+    """Launch a kernel with the quickest of its configurations or, if `fixed`, with the first."""
+    channels = arguments["WIDTH"]
     block, warps = configurations(channels)[0]
     first = {"BLOCK_M": block, "num_warps": warps, "num_stages": 1}
-    if interpreted():
-        getattr(kernels, name)[grid](*arguments, **options, **first)
-    elif fixed:
-        torch.library.wrap_triton(getattr(kernels, name))[grid](*arguments, **options, **first)
-    else:
-        torch.library.wrap_triton(_tuned(name, channels))[grid](*arguments, **options)
+    with torch.cuda.device_of(arguments["x_ptr"]):
+        if interpreted():
+            getattr(kernels, name)[grid](**arguments, **first)
+        elif fixed:
+            torch.library.wrap_triton(getattr(kernels, name))[grid](**arguments, **first)
+        else:
+            torch.library.wrap_triton(_tuned(name, channels))[grid](**arguments)
 
 
-def _matrix(weight: Tensor) -> Tensor:
-    """Return the weight as the kernels read it: (taps, channels), both padded with zeros."""
-    channels, _, taps = weight.shape
-    padding = (0, padded(taps) - taps, 0, padded(channels) - channels)
-    return computable(functional.pad(weight.squeeze(1), padding).t().contiguous())
-
-
-def launch(
+def shared_arguments(
     x_BL: Tensor,
     weight: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
     seed: Tensor | None,
-    out_BPC: Tensor,
-    chosen_BPC: Tensor | None,
     pool: int,
     eps: float,
     dropout: float,
-    deterministic: bool = False,
-) -> None:
-    """Run the forward kernel and fill `out_BPC` and, where given, `chosen_BPC`, both contiguous.
+) -> dict[str, Any]:
+    """Return what the forward and the backward kernel both take, by name, but the tile."""
+    channels, _, taps = weight.shape
+    windows = output_length(x_BL.shape[1], taps, pool)
+    padding = (0, padded(taps) - taps, 0, padded(channels) - channels)
+    return {
+        "x_ptr": computable(x_BL),
+        "weight_ptr": computable(functional.pad(weight.squeeze(1), padding).t().contiguous()),
+        "norm_weight_ptr": computable(norm_weight.contiguous()),
+        "norm_bias_ptr": computable(norm_bias.contiguous()),
+        "seed_ptr": seed if dropout else None,
+        "n_windows": x_BL.shape[0] * windows,
+        "windows": windows,
+        "length_out": output_length(x_BL.shape[1], taps, 0),
+        "stride_batch": x_BL.stride(0),
+        "stride_length": x_BL.stride(1),
+        "eps": eps,
+        "dropout_threshold": threshold(dropout),
+        "dropout_scale": 1 / (1 - dropout),
+        "TAPS": taps,
+        "TAPS_PADDED": padded(taps),
+        "WIDTH": channels,
+        "COLUMNS": padded(channels),
+        "WINDOW": pool or 1,
+    }
+
+
+def forward_arguments(
+    shared: dict[str, Any], out_BPC: Tensor, chosen_BPC: Tensor | None = None
+) -> dict[str, Any]:
+    """Return what the forward kernel takes.
 
     Parameters
     ----------
-    x_BL, weight, norm_weight, norm_bias, seed, pool, eps, dropout
-        As for `reference`.
+    shared : dict
+        `shared_arguments`.
     out_BPC : Tensor, shape (batch, P, C)
-        Of the input's dtype.
+        Of the input's dtype, contiguous; is filled.
     chosen_BPC : Tensor of uint8, shape (batch, P, C), optional
         Becomes the point of its window that each value comes from: all that the backward pass needs.
-    deterministic : bool
-        Whether the first of the configurations is taken, whichever were quicker.
-
-    Raises
-    ------
-    ValueError
-        A shape, dtype or device that the kernel does not take.
     """
-    check(x_BL, weight, norm_weight, norm_bias, seed, pool, dropout)
-    n_windows = out_BPC.shape[0] * out_BPC.shape[1]
-    if n_windows == 0:
-        return
-    _start(
-        "stem_norm_pool_kernel",
-        weight.shape[0],
-        lambda meta: (triton.cdiv(n_windows, meta["BLOCK_M"]),),
-        deterministic,
-        computable(x_BL),
-        _matrix(weight),
-        norm_weight.contiguous(),
-        norm_bias.contiguous(),
-        seed if dropout else None,
-        out_BPC,
-        chosen_BPC,
-        *_numbers(x_BL, weight, out_BPC.shape[1], eps, dropout),
-        **constants(weight, pool),
-    )
+    return {**shared, "out_ptr": out_BPC, "chosen_ptr": chosen_BPC}
 
 
-def _numbers(x_BL: Tensor, weight: Tensor, windows: int, eps: float, dropout: float) -> tuple[Any, ...]:
-    """List the run-time numbers that both kernels take."""
-    rows = x_BL.shape[1] - weight.shape[2] + 1
-    chance = threshold(dropout), 1 / (1 - dropout)
-    return x_BL.shape[0] * windows, windows, rows, x_BL.stride(0), x_BL.stride(1), eps, *chance
-
-
-def launch_backward(
+def backward_arguments(
+    shared: dict[str, Any],
     grad_out_BPC: Tensor,
-    x_BL: Tensor,
-    weight: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    seed: Tensor | None,
     chosen_BPC: Tensor | None,
     partial: Tensor,
-    spread_BLT: Tensor | None,
-    pool: int,
-    eps: float,
-    dropout: float,
-    deterministic: bool = False,
-) -> None:
-    """Run the backward kernel: fill `partial` and, where given, `spread_BLT`.
+    spread_BLT: Tensor | None = None,
+) -> dict[str, Any]:
+    """Return what the backward kernel takes.
 
     Parameters
     ----------
-    grad_out_BPC : Tensor
+    shared : dict
+        `shared_arguments`.
+    grad_out_BPC : Tensor, shape (batch, P, C)
         Gradient of the output.
-    x_BL, weight, norm_weight, norm_bias, seed, chosen_BPC, pool, eps, dropout, deterministic
-        As for `launch`.
-    partial : Tensor of float32, shape (programs, T padded + 2, C)
+    chosen_BPC : Tensor of uint8, shape (batch, P, C)
+        From the forward kernel; None where there is no pool.
+    partial : Tensor of float32, shape (programs, taps padded + 2, C padded)
         Becomes the programs' shares in the gradients of the weight, and of the norm's weight and bias.
-    spread_BLT : Tensor of float32, shape (batch, L_out, T), optional
-        Becomes what each row of the convolution gives to the gradient of its T points.
+    spread_BLT : Tensor of float32, shape (batch, length − taps + 1, taps), optional
+        Becomes what each row of the convolution gives to the gradients of its points.
     """
-    _start(
-        "stem_norm_pool_backward_kernel",
-        weight.shape[0],
-        (len(partial),),
-        deterministic,
-        computable(x_BL),
-        _matrix(weight),
-        norm_weight.contiguous(),
-        norm_bias.contiguous(),
-        seed if dropout else None,
-        chosen_BPC if pool > 1 else None,
-        computable(grad_out_BPC.contiguous()),
-        partial,
-        spread_BLT,
-        *_numbers(x_BL, weight, grad_out_BPC.shape[1], eps, dropout),
-        PRECISION="ieee" if x_BL.dtype == torch.float32 else "tf32",
-        **constants(weight, pool),
-    )
+    return {
+        **shared,
+        "chosen_ptr": chosen_BPC,
+        "grad_out_ptr": computable(grad_out_BPC.contiguous()),
+        "partial_ptr": partial,
+        "spread_ptr": spread_BLT,
+        "PRECISION": "ieee" if shared["x_ptr"].dtype == torch.float32 else "tf32",
+    }
 
 
-def gather_input_gradient(spread_BLT: Tensor, grad_x_BL: Tensor, covered: int) -> None:
-    """Fill `grad_x_BL`, contiguous, from what `launch_backward` spread; windows cover `covered` rows."""
-    n_points = grad_x_BL.numel()
+def gather_arguments(spread_BLT: Tensor, grad_x_BL: Tensor, pool: int) -> dict[str, Any]:
+    """Return what the kernel takes that gathers the input's gradient into `grad_x_BL`, contiguous."""
+    length, (_, rows, taps) = grad_x_BL.shape[1], spread_BLT.shape
+    covered = min(rows, output_length(length, taps, pool) * pool - pool // 2) if pool else rows
+    return {
+        "spread_ptr": spread_BLT,
+        "grad_x_ptr": grad_x_BL,
+        "n_points": grad_x_BL.numel(),
+        "length": length,
+        "length_out": rows,
+        "n_covered": covered,
+        "TAPS": taps,
+        "BLOCK_L": GATHERED,
+    }
+
+
+def run_forward(arguments: dict[str, Any], deterministic: bool) -> None:
+    """Run the forward kernel."""
+
+    def grid(meta: dict[str, Any]) -> tuple[int]:
+        return (triton.cdiv(arguments["n_windows"], meta["BLOCK_M"]),)
+
+    _run("stem_norm_pool_kernel", grid, arguments, deterministic)
+
+
+def run_backward(arguments: dict[str, Any], deterministic: bool) -> None:
+    """Run the backward kernel, as many programs as `partial` has places."""
+    _run("stem_norm_pool_backward_kernel", (len(arguments["partial_ptr"]),), arguments, deterministic)
+
+
+def run_gather(arguments: dict[str, Any]) -> None:
+    """Run the kernel that gathers the input's gradient."""
     kernel = kernels.stem_input_gradient_kernel
-    run = kernel if interpreted() else torch.library.wrap_triton(kernel)
-    sizes = grad_x_BL.shape[1], spread_BLT.shape[1], covered
-    run[(triton.cdiv(n_points, GATHERED),)](
-        spread_BLT, grad_x_BL, n_points, *sizes, TAPS=spread_BLT.shape[2], BLOCK_L=GATHERED, num_warps=4
-    )
+    kernel = kernel if interpreted() else torch.library.wrap_triton(kernel)
+    with torch.cuda.device_of(arguments["grad_x_ptr"]):
+        kernel[(triton.cdiv(arguments["n_points"], GATHERED),)](**arguments, num_warps=4)
 
 
 def check(
