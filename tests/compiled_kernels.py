@@ -24,6 +24,7 @@ NAMES = {
     torch.bfloat16: "bf16",
     torch.int64: "i64",
     torch.int32: "i32",
+    torch.uint8: "u8",
 }
 
 
@@ -77,7 +78,7 @@ def specialised(kernel: Any, arguments: dict[str, Any]) -> tuple[dict, dict, dic
     attributes: dict[tuple[int], list] = {}
     for index, parameter in enumerate(kernel.params):
         value = arguments[parameter.name]
-        if parameter.is_constexpr or value is None or (value == 1 and isinstance(value, int)):
+        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
             signature[parameter.name] = "constexpr"
             constants[parameter.name] = value
             continue
