@@ -1,4 +1,4 @@
-"""The ResNet in torch's own operators, as somebody without our kernels would run it: what we are compared with.
+"""The ResNet in torch's own operators, as somebody without our kernels would run it, to compare with.
 
 Shape suffixes: B batch, C channels, L positions along the pattern, K classes.
 """
