@@ -10,16 +10,18 @@ Beside the members that every archive has (`intensity`, `two_theta`, `space_grou
   intensities are zeros; all false for a rejected pattern. Stored and sharded as `intensity`.
 """
 
-import importlib.metadata
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from hxrd.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    import zarr
 
 SCHEMA = 1
 NOT_WRITTEN, GOOD, REJECTED = 0, 1, 2  # values of `status`
@@ -30,12 +32,11 @@ REJECTIONS_FILE = "rejections.jsonl"
 PROBES = ("neutron", "xray")
 
 _ZARRS = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
-_HAS_ZARRS = any(True for _ in importlib.metadata.distributions(name="zarrs"))
 
 Wavelength = float | Sequence[tuple[float, float]]
 
 
-def open_group(path: Path, mode: str = "r") -> zarr.Group:
+def open_group(path: Path, mode: str = "r") -> "zarr.Group":
     """Open the Zarr group of an archive and check that it is one of schema 1.
 
     Parameters
@@ -63,16 +64,25 @@ def open_group(path: Path, mode: str = "r") -> zarr.Group:
     return group
 
 
-def member(group: zarr.Group, name: str) -> zarr.Array[Any]:
+def member(group: "zarr.Group", name: str) -> "zarr.Array[Any]":
     """Return an array of the group by name.
 
     One that is only read is decoded by zarrs where that is installed, two to three times as fast; it
     does not write, as it would not replace a chunk's file as a whole.
     """
-    with zarr.config.set(_ZARRS if _HAS_ZARRS and group.read_only else {}):
+    import zarr
+
+    with zarr.config.set(_ZARRS if group.read_only and _has_zarrs() else {}):
         array = group[name]
     assert isinstance(array, zarr.Array)
     return array
+
+
+@functools.cache
+def _has_zarrs() -> bool:
+    from importlib.metadata import distributions
+
+    return any(True for _ in distributions(name="zarrs"))
 
 
 def is_archive(path: Path) -> bool:
@@ -122,20 +132,22 @@ def checked_two_theta(two_theta: Any) -> NDArray[np.float64]:
     return grid
 
 
-def _zarr_group(path: Path, mode: str) -> zarr.Group:
+def _zarr_group(path: Path, mode: str) -> "zarr.Group":
     if not path.exists():
         raise UsageError(f"archive {path} does not exist")
     if not path.is_dir():
         raise InputError(f"{path} is a file, not an archive (an archive is a folder, made by hxrd simulate)")
     if not (path / "zarr.json").is_file():
         raise InputError(f"{path} is no hxrd archive (it has no zarr.json)")
+    import zarr
+
     try:
         return zarr.open_group(path, mode=mode, zarr_format=3, use_consolidated=False)  # type: ignore[arg-type]
     except Exception as error:  # zarr raises whatever its JSON and codec parsers raise
         raise InputError(f"{path} is no readable Zarr group ({one_line(error)})") from error
 
 
-def _check_members(path: Path, group: zarr.Group) -> None:
+def _check_members(path: Path, group: "zarr.Group") -> None:
     try:
         shapes = {name: member(group, name).shape for name in REQUIRED}
         types = {name: str(member(group, name).dtype) for name in REQUIRED}

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hxrd.archive import Archive, open_archive, schema
+from hxrd.archive import schema
 from hxrd.errors import InputError, UsageError
 from hxrd.formats import MeasuredPattern, read_pattern
 from hxrd.models.preprocess import bridge_gaps
+
+if TYPE_CHECKING:
+    from hxrd.archive import Archive
 
 REJECTED = "rejected"
 _FILES_KEPT = 64  # parsed files remembered between the look at their headers and their use
@@ -113,7 +116,7 @@ class ArchiveInput:
 
     usable = True
 
-    def __init__(self, name: str, archive: Archive):
+    def __init__(self, name: str, archive: "Archive"):
         self.name = name
         self.archive = archive
         self.n_patterns = archive.n_patterns
@@ -282,6 +285,8 @@ def open_inputs(
 def _open(path: Path, probe: str | None, wavelength: float | None) -> PatternInput:
     try:
         if path.is_dir():
+            from hxrd.archive import open_archive
+
             return ArchiveInput(str(path), open_archive(path))
         if probe is None or wavelength is None:
             pattern = _parsed(path)
