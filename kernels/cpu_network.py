@@ -20,8 +20,9 @@ from numba.extending import overload
 from numpy.typing import NDArray
 
 from .compiled import compiled, compiled_fastmath
-from .numpy_network import BLOCKS, EPS, erf_within_four
+from .numpy_network import BLOCKS, numpy_logits
 from .vector_gemm import HAS_BFLOAT16, PANEL, ROWS, packed, tile
+from .vector_tiles import gelu_in_place, tile_affine, tile_extremes, tile_scales
 
 BLOCK_BYTES = 512 * 1024  # of a block's largest activation: half a usual second-level cache
 MOST_PATTERNS = 16  # of a block; more would not spread the reading of the weights much further
@@ -46,29 +47,6 @@ class Conv(NamedTuple):
 
 
 # --- compiled: rows of one layer ----------------------------------------------------------------------
-
-_erf = compiled_fastmath(erf_within_four)
-
-
-@compiled_fastmath
-def gelu_in_place(values):
-    """Apply the exact (erf) GELU to a flat float32 array, to 3e-7 of each value."""
-    for i in range(len(values)):
-        z = values[i] * np.float32(0.7071067811865476)
-        z = z if z < np.float32(4.0) else np.float32(4.0)
-        z = z if z > np.float32(-4.0) else np.float32(-4.0)
-        values[i] *= np.float32(0.5) + np.float32(0.5) * _erf(z)
-
-
-@compiled_fastmath
-def normalise(row, gamma, beta):
-    """LayerNorm in place of a row whose mean is zero already."""
-    total = np.float32(0)
-    for c in range(len(row)):
-        total += row[c] * row[c]
-    scale = np.float32(1) / np.sqrt(total / np.float32(len(row)) + np.float32(EPS))
-    for c in range(len(row)):
-        row[c] = row[c] * scale * gamma[c] + beta[c]
 
 
 @compiled
@@ -103,12 +81,12 @@ def _keep_plain(values, out):
 def conv_norm_gelu(left, starts, n_rows, conv, out, places):
     """Fill rows of `out`, each beginning at its place, with GELU(LayerNorm(convolution))."""
     width = len(conv.gamma)
-    y = np.empty((ROWS, width), np.float32)
+    y, scales = np.empty((ROWS, width), np.float32), np.empty(ROWS, np.float32)
     for first in range(0, n_rows, ROWS):
         _products(left, starts, first, conv.weight, y)
-        for r in range(ROWS):
-            normalise(y[r], conv.gamma, conv.beta)
-        gelu_in_place(y.reshape(-1))
+        tile_scales(y, scales)
+        tile_affine(y, scales, conv.gamma, conv.beta)
+        gelu_in_place(y)
         for r in range(min(ROWS, n_rows - first)):
             place = places[first + r]
             _keep(y[r], out[place : place + width])
@@ -119,14 +97,16 @@ def conv_norm_add_gelu(left, starts, n_rows, conv, source, source_starts, shortc
     """Do the same with a second convolution of another input added before GELU."""
     width = len(conv.gamma)
     y, z = np.empty((ROWS, width), np.float32), np.empty((ROWS, width), np.float32)
+    scales = np.empty(ROWS, np.float32)
     for first in range(0, n_rows, ROWS):
         _products(left, starts, first, conv.weight, y)
         _products(source, source_starts, first, shortcut.weight, z)
-        for r in range(ROWS):
-            normalise(y[r], conv.gamma, conv.beta)
-            normalise(z[r], shortcut.gamma, shortcut.beta)
+        tile_scales(y, scales)
+        tile_affine(y, scales, conv.gamma, conv.beta)
+        tile_scales(z, scales)
+        tile_affine(z, scales, shortcut.gamma, shortcut.beta)
         _add(y.reshape(-1), z.reshape(-1))
-        gelu_in_place(y.reshape(-1))
+        gelu_in_place(y)
         for r in range(min(ROWS, n_rows - first)):
             place = places[first + r]
             _keep(y[r], out[place : place + width])
@@ -149,7 +129,7 @@ def pooled_stem(x_BL, conv, pool, out, places):
     n_positions = x_BL.shape[1] - n_taps + 1
     n_windows = (n_positions + 2 * (pool // 2) - pool) // pool + 1
     y = np.empty((ROWS, width), np.float32)
-    high, low = np.empty_like(y), np.empty_like(y)
+    high, low, scales = np.empty_like(y), np.empty_like(y), np.empty(ROWS, np.float32)
     starts = np.empty(ROWS, np.int64)
     for b in range(len(x_BL)):
         for first in range(0, n_windows, ROWS):
@@ -159,11 +139,11 @@ def pooled_stem(x_BL, conv, pool, out, places):
                     position = (first + r) * pool - pool // 2 + phase
                     starts[r] = max(0, min(position, n_positions - 1))
                 _products(x_BL[b], starts, 0, conv.weight, y)
-                for r in range(ROWS):
-                    _extremes(y[r], high[r], low[r])
+                tile_scales(y, scales)
+                tile_extremes(y, scales, high, low)
+            _greatest_gelu(high, low, conv.gamma, conv.beta)
             for r in range(min(ROWS, n_windows - first)):
                 place = places[b * n_windows + first + r]
-                _pooled(high[r], low[r], conv.gamma, conv.beta)
                 _keep(high[r], out[place : place + width])
 
 
@@ -178,28 +158,15 @@ def plain_stem(x_BL, conv, out, places):
 
 
 @compiled_fastmath
-def _extremes(row, high, low):
-    """Normalise a row of mean zero, without the affine part, and take it into the extremes."""
-    total = np.float32(0)
-    for c in range(len(row)):
-        total += row[c] * row[c]
-    scale = np.float32(1) / np.sqrt(total / np.float32(len(row)) + np.float32(EPS))
-    for c in range(len(row)):
-        value = row[c] * scale
-        high[c] = value if value > high[c] else high[c]
-        low[c] = value if value < low[c] else low[c]
-
-
-@compiled_fastmath
-def _pooled(high, low, gamma, beta):
-    """Turn the extremes of a window into the greatest GELU over it, in `high`."""
-    for c in range(len(high)):
-        high[c] = high[c] * gamma[c] + beta[c]
-        low[c] = low[c] * gamma[c] + beta[c]
-    gelu_in_place(high)
-    gelu_in_place(low)
-    for c in range(len(high)):
-        high[c] = high[c] if high[c] > low[c] else low[c]
+def _greatest_gelu(high, low, gamma, beta):
+    """Turn the extremes of windows into the greatest GELU over each, in `high`."""
+    units = np.ones(ROWS, np.float32)
+    for extreme in (high, low):
+        tile_affine(extreme, units, gamma, beta)
+        gelu_in_place(extreme)
+    best, other = high.reshape(-1), low.reshape(-1)
+    for i in range(len(best)):
+        best[i] = best[i] if best[i] > other[i] else other[i]
 
 
 @compiled_fastmath

@@ -11,6 +11,25 @@ from numpy.typing import NDArray
 EPS = 1e-5  # of every LayerNorm
 BLOCK = 16  # patterns at a time: the windows of a layer are copied
 
+# erf(z) = z·P(z²)/Q(z²) in float32 for |z| ≤ 4, to 3e-7; beyond it is ±1. Highest power first; the
+# coefficients are those of Eigen 3's `erf` for floats (unsupported/Eigen/src/SpecialFunctions).
+ERF_ABOVE = (
+    -2.72614225801306e-10,
+    2.77068142495902e-08,
+    -2.10102402082508e-06,
+    -5.69250639462346e-05,
+    -7.34990630326855e-04,
+    -2.95459980854025e-03,
+    -1.60960333262415e-02,
+)
+ERF_BELOW = (
+    -1.45660718464996e-05,
+    -2.13374055278905e-04,
+    -1.68282697438203e-03,
+    -7.37332916720468e-03,
+    -1.42647390514189e-02,
+)
+
 # (name, stride) of the blocks; kernel sizes and channels are those of the weights
 BLOCKS = tuple(
     (f"resnet.layer{stage}.{block}", stride if block == 0 else 1)
@@ -78,23 +97,12 @@ def _max_pool(y_BLN: NDArray[np.float32], pool: int) -> NDArray[np.float32]:
 def gelu(x: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the exact (erf) GELU."""
     z = np.clip(x * np.float32(np.sqrt(0.5)), np.float32(-4), np.float32(4))
-    return x * (np.float32(0.5) + np.float32(0.5) * erf_within_four(z))
+    erf = z * _polynomial(ERF_ABOVE, z * z) / _polynomial(ERF_BELOW, z * z)
+    return x * (np.float32(0.5) + np.float32(0.5) * erf)
 
 
-def erf_within_four(z):
-    """Return erf(z) for |z| ≤ 4 in float32, to 3e-7: z·P(z²)/Q(z²) with the coefficients of Eigen 3's `erf`.
-
-    Plain arithmetic, so that it serves numbers in compiled code and arrays alike.
-    """
-    s = z * z
-    p = s * np.float32(-2.72614225801306e-10) + np.float32(2.77068142495902e-08)
-    p = p * s + np.float32(-2.10102402082508e-06)
-    p = p * s + np.float32(-5.69250639462346e-05)
-    p = p * s + np.float32(-7.34990630326855e-04)
-    p = p * s + np.float32(-2.95459980854025e-03)
-    p = p * s + np.float32(-1.60960333262415e-02)
-    q = s * np.float32(-1.45660718464996e-05) + np.float32(-2.13374055278905e-04)
-    q = q * s + np.float32(-1.68282697438203e-03)
-    q = q * s + np.float32(-7.37332916720468e-03)
-    q = q * s + np.float32(-1.42647390514189e-02)
-    return z * p / q
+def _polynomial(coefficients: tuple[float, ...], x: NDArray[np.float32]) -> NDArray[np.float32]:
+    value = np.full_like(x, coefficients[0])
+    for coefficient in coefficients[1:]:
+        value = value * x + np.float32(coefficient)
+    return value

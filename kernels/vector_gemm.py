@@ -27,8 +27,8 @@ elif "avx2" in _FEATURES:  # 16 registers of 8
 else:  # NEON: 32 registers of 4; anything else is right, if not quick
     LANES, ROWS, PANEL = 4, 4, 16
 
-_I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
-_FLOATS, _PAIRS = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
+INT32, INT64, FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
+FLOATS, PAIRS = ir.VectorType(FLOAT, LANES), ir.VectorType(INT32, LANES)
 
 
 def packed(weight_KN: NDArray[np.float32], half: bool) -> NDArray[Any]:
@@ -76,7 +76,9 @@ def tile(typing_context, left, starts, first, right, begin, n_steps, out, column
     half = isinstance(left.dtype, types.Integer)
 
     def codegen(context, builder, signature, arguments):
-        left, starts, right, out = (_pointer(context, builder, signature, arguments, i) for i in (0, 1, 3, 6))
+        left, starts, right, out = (
+            pointer_of(context, builder, signature, arguments, i) for i in (0, 1, 3, 6)
+        )
         first, begin, n_steps, column = (arguments[i] for i in (2, 4, 5, 7))
         origins = [
             builder.gep(left, [builder.load(builder.gep(starts, [_plus(builder, first, row)]))])
@@ -87,12 +89,12 @@ def tile(typing_context, left, starts, first, right, begin, n_steps, out, column
             n_steps,
             lambda step: [builder.load(builder.gep(origin, [step])) for origin in origins],
             lambda step: _panel(builder, right, builder.add(begin, step), half),
-            [[ir.Constant(_FLOATS, [0.0] * LANES)] * (PANEL // LANES) for _ in range(ROWS)],
+            [[ir.Constant(FLOATS, [0.0] * LANES)] * (PANEL // LANES) for _ in range(ROWS)],
             half,
         )
-        n_columns = _extent(context, builder, signature, arguments, 6, 1)
+        n_columns = extent(context, builder, signature, arguments, 6, 1)
         for row, vectors in enumerate(sums):
-            place = builder.add(builder.mul(n_columns, ir.Constant(_I64, row)), column)
+            place = builder.add(builder.mul(n_columns, ir.Constant(INT64, row)), column)
             _store(builder, vectors, builder.gep(out, [place]))
         return context.get_dummy_value()
 
@@ -108,9 +110,11 @@ def transposed_tile(typing_context, left, starts, offset, right, n_steps, out, r
     signature = types.void(left, starts, offset, right, n_steps, out, row, column)
 
     def codegen(context, builder, signature, arguments):
-        left, starts, right, out = (_pointer(context, builder, signature, arguments, i) for i in (0, 1, 3, 5))
+        left, starts, right, out = (
+            pointer_of(context, builder, signature, arguments, i) for i in (0, 1, 3, 5)
+        )
         offset, n_steps, row, column = (arguments[i] for i in (2, 4, 6, 7))
-        n_columns = _extent(context, builder, signature, arguments, 5, 1)
+        n_columns = extent(context, builder, signature, arguments, 5, 1)
         left, right = builder.gep(left, [offset]), builder.gep(right, [column])
         places = [
             builder.gep(out, [builder.add(builder.mul(n_columns, _plus(builder, row, r)), column)])
@@ -119,7 +123,7 @@ def transposed_tile(typing_context, left, starts, offset, right, n_steps, out, r
 
         def broadcasts(step):
             origin = builder.gep(left, [builder.load(builder.gep(starts, [step]))])
-            return [builder.load(builder.gep(origin, [ir.Constant(_I64, r)])) for r in range(ROWS)]
+            return [builder.load(builder.gep(origin, [ir.Constant(INT64, r)])) for r in range(ROWS)]
 
         sums = _accumulated(
             builder,
@@ -140,28 +144,27 @@ def _accumulated(builder, n_steps, broadcasts, panel, initial, half):
     """Emit the loop over k; returns the sums, by row and vector."""
     before = builder.block
     loop, end = builder.append_basic_block("steps"), builder.append_basic_block("steps.end")
-    enough = builder.icmp_signed(">", n_steps, ir.Constant(_I64, 0))
+    enough = builder.icmp_signed(">", n_steps, ir.Constant(INT64, 0))
     builder.cbranch(enough, loop, end)
     builder.position_at_end(loop)
-    step = builder.phi(_I64)
-    step.add_incoming(ir.Constant(_I64, 0), before)
-    sums = [[builder.phi(_FLOATS) for _ in vectors] for vectors in initial]
+    step = builder.phi(INT64)
+    step.add_incoming(ir.Constant(INT64, 0), before)
+    sums = [[builder.phi(FLOATS) for _ in vectors] for vectors in initial]
     columns, scalars = panel(step), broadcasts(step)
     after = [
         [
-            _multiply_add(builder, splat, vector, total, half)
+            _multiply_add(builder, factor, vector, total, half)
             for vector, total in zip(columns, row, strict=True)
         ]
-        for splat, row in zip((_splat(builder, scalar) for scalar in scalars), sums, strict=True)
+        for factor, row in zip((splat(builder, scalar) for scalar in scalars), sums, strict=True)
     ]
     following = _plus(builder, step, 1)
     step.add_incoming(following, loop)
     builder.cbranch(builder.icmp_signed("<", following, n_steps), loop, end)
     builder.position_at_end(end)
-    results = [[builder.phi(_FLOATS) for _ in vectors] for vectors in initial]
-    for start, total, new, result in zip(
-        *(sum(nested, []) for nested in (initial, sums, after, results)), strict=True
-    ):
+    results = [[builder.phi(FLOATS) for _ in vectors] for vectors in initial]
+    flat = ([vector for row in nested for vector in row] for nested in (initial, sums, after, results))
+    for start, total, new, result in zip(*flat, strict=True):
         total.add_incoming(start, before)
         total.add_incoming(new, loop)
         result.add_incoming(start, before)
@@ -169,63 +172,75 @@ def _accumulated(builder, n_steps, broadcasts, panel, initial, half):
     return results
 
 
-def _multiply_add(builder, splat, vector, total, half):
+def _multiply_add(builder, factor, vector, total, half):
     if half:
-        kind = ir.FunctionType(_FLOATS, [_FLOATS, _PAIRS, _PAIRS])
+        kind = ir.FunctionType(FLOATS, [FLOATS, PAIRS, PAIRS])
         return builder.call(
-            _function(builder, kind, "llvm.x86.avx512bf16.dpbf16ps.512"), [total, splat, vector]
+            _function(builder, kind, "llvm.x86.avx512bf16.dpbf16ps.512"), [total, factor, vector]
         )
-    kind = ir.FunctionType(_FLOATS, [_FLOATS, _FLOATS, _FLOATS])
-    return builder.call(_function(builder, kind, f"llvm.fma.v{LANES}f32"), [splat, vector, total])
+    return float_intrinsic(builder, "fma", FLOATS, factor, vector, total)
+
+
+def float_intrinsic(builder, name, kind, *operands):
+    """Call LLVM's `name` for vectors of floats."""
+    function = ir.FunctionType(kind, [kind] * len(operands))
+    return builder.call(_function(builder, function, f"llvm.{name}.v{kind.count}f32"), operands)
 
 
 def _function(builder, kind, name):
     return builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
 
 
-def _splat(builder, scalar):
+def splat(builder, scalar):
+    """Fill a vector with one value."""
     kind = ir.VectorType(scalar.type, LANES)
     undefined = ir.Constant(kind, ir.Undefined)
-    single = builder.insert_element(undefined, scalar, ir.Constant(_I32, 0))
-    return builder.shuffle_vector(single, undefined, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES))
+    single = builder.insert_element(undefined, scalar, ir.Constant(INT32, 0))
+    return builder.shuffle_vector(single, undefined, ir.Constant(ir.VectorType(INT32, LANES), [0] * LANES))
 
 
-def _vectors(builder, pointer):
-    """Load PANEL consecutive floats."""
-    pointer = builder.bitcast(pointer, _FLOATS.as_pointer())
-    places = (builder.gep(pointer, [ir.Constant(_I64, i)]) for i in range(PANEL // LANES))
-    return [builder.load(place, align=4) for place in places]
+def load_vector(builder, pointer, place, kind=FLOATS):
+    """Load LANES values from `place` on; nothing is aligned to more than one of them."""
+    return builder.load(builder.bitcast(builder.gep(pointer, [place]), kind.as_pointer()), align=4)
+
+
+def store_vector(builder, vector, pointer, place):
+    """Store LANES floats from `place` on."""
+    builder.store(vector, builder.bitcast(builder.gep(pointer, [place]), FLOATS.as_pointer()), align=4)
+
+
+def _vectors(builder, pointer, kind=FLOATS):
+    """Load PANEL consecutive values."""
+    places = (ir.Constant(INT64, first) for first in range(0, PANEL, LANES))
+    return [load_vector(builder, pointer, place, kind) for place in places]
 
 
 def _panel(builder, right, step, half):
-    kind = _PAIRS if half else _FLOATS
-    pointer = builder.bitcast(
-        builder.gep(right, [builder.mul(step, ir.Constant(_I64, PANEL))]), kind.as_pointer()
-    )
-    places = (builder.gep(pointer, [ir.Constant(_I64, i)]) for i in range(PANEL // LANES))
-    return [builder.load(place, align=4) for place in places]
+    pointer = builder.gep(right, [builder.mul(step, ir.Constant(INT64, PANEL))])
+    return _vectors(builder, pointer, PAIRS if half else FLOATS)
 
 
 def _store(builder, vectors, pointer):
-    pointer = builder.bitcast(pointer, _FLOATS.as_pointer())
     for i, vector in enumerate(vectors):
-        builder.store(vector, builder.gep(pointer, [ir.Constant(_I64, i)]), align=4)
+        store_vector(builder, vector, pointer, ir.Constant(INT64, i * LANES))
 
 
 def _plus(builder, value, constant):
-    return builder.add(value, ir.Constant(_I64, constant))
+    return builder.add(value, ir.Constant(INT64, constant))
 
 
 def _array(context, builder, signature, arguments, index):
     return context.make_array(signature.args[index])(context, builder, arguments[index])
 
 
-def _pointer(context, builder, signature, arguments, index):
+def pointer_of(context, builder, signature, arguments, index):
+    """Return where the array that is argument number `index` begins, as a pointer to its elements."""
     data = _array(context, builder, signature, arguments, index).data
     kind = signature.args[index].dtype
-    element = _F32 if isinstance(kind, types.Float) else ir.IntType(kind.bitwidth)
+    element = FLOAT if isinstance(kind, types.Float) else ir.IntType(kind.bitwidth)
     return builder.bitcast(data, element.as_pointer())
 
 
-def _extent(context, builder, signature, arguments, index, axis):
+def extent(context, builder, signature, arguments, index, axis):
+    """Return the length of an axis of the array that is argument number `index`."""
     return builder.extract_value(_array(context, builder, signature, arguments, index).shape, axis)

@@ -1,0 +1,213 @@
+"""What follows a tile of products on a CPU, in vector registers: LayerNorm, GELU, the extremes of a pool.
+
+A tile is a float32 array (ROWS, N), N whole panels; its rows are output positions.
+"""
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from .numpy_network import EPS, ERF_ABOVE, ERF_BELOW
+from .vector_gemm import (
+    FLOATS,
+    INT32,
+    INT64,
+    LANES,
+    PANEL,
+    ROWS,
+    extent,
+    float_intrinsic,
+    load_vector,
+    pointer_of,
+    splat,
+    store_vector,
+)
+
+
+@intrinsic
+def tile_scales(typing_context, y, scales):
+    """Set `scales` (ROWS,) to 1/√(mean square + ε) of each row."""
+    signature = types.void(y, scales)
+
+    def codegen(context, builder, signature, arguments):
+        rows, out = (pointer_of(context, builder, signature, arguments, i) for i in (0, 1))
+        width = extent(context, builder, signature, arguments, 0, 1)
+        zero = ir.Constant(FLOATS, [0.0] * LANES)
+
+        def add_squares(column, sums):
+            values = [load_vector(builder, rows, _at(builder, width, r, column)) for r in range(ROWS)]
+            return [
+                _multiply_add(builder, value, value, total) for value, total in zip(values, sums, strict=True)
+            ]
+
+        sums = _over_vectors(builder, width, add_squares, [zero] * ROWS)
+        kind = ir.VectorType(ir.FloatType(), ROWS)
+        total = ir.Constant(kind, ir.Undefined)
+        for r, vector in enumerate(sums):
+            total = builder.insert_element(total, _sum(builder, vector), ir.Constant(INT32, r))
+        n = _splat_of(builder, builder.sitofp(width, ir.FloatType()), ROWS)
+        mean = builder.fdiv(total, n)
+        root = float_intrinsic(builder, "sqrt", kind, builder.fadd(mean, ir.Constant(kind, [EPS_32] * ROWS)))
+        scale = builder.fdiv(ir.Constant(kind, [1.0] * ROWS), root)
+        builder.store(scale, builder.bitcast(out, kind.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def tile_affine(typing_context, y, scales, gamma, beta):
+    """Set y[r, c] to y[r, c] · scales[r] · gamma[c] + beta[c]."""
+    signature = types.void(y, scales, gamma, beta)
+
+    def codegen(context, builder, signature, arguments):
+        rows, scale, gamma, beta = (pointer_of(context, builder, signature, arguments, i) for i in range(4))
+        width = extent(context, builder, signature, arguments, 0, 1)
+        factors = _row_factors(builder, scale)
+
+        def transform(column, _):
+            slope, shift = (load_vector(builder, each, column) for each in (gamma, beta))
+            for r, factor in enumerate(factors):
+                place = _at(builder, width, r, column)
+                value = builder.fmul(load_vector(builder, rows, place), factor)
+                store_vector(builder, _multiply_add(builder, value, slope, shift), rows, place)
+            return []
+
+        _over_vectors(builder, width, transform, [])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def tile_extremes(typing_context, y, scales, high, low):
+    """Take y[r, c] · scales[r] into the greatest, `high`, and the least, `low`, both (ROWS, N)."""
+    signature = types.void(y, scales, high, low)
+
+    def codegen(context, builder, signature, arguments):
+        rows, scale, high, low = (pointer_of(context, builder, signature, arguments, i) for i in range(4))
+        width = extent(context, builder, signature, arguments, 0, 1)
+        factors = _row_factors(builder, scale)
+
+        def compare(column, _):
+            for r, factor in enumerate(factors):
+                place = _at(builder, width, r, column)
+                value = builder.fmul(load_vector(builder, rows, place), factor)
+                for extreme, relation in ((high, ">"), (low, "<")):
+                    best = load_vector(builder, extreme, place)
+                    better = builder.fcmp_ordered(relation, value, best)
+                    store_vector(builder, builder.select(better, value, best), extreme, place)
+            return []
+
+        _over_vectors(builder, width, compare, [])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def gelu_in_place(typing_context, values):
+    """Apply the exact (erf) GELU to a float32 array of whole vectors (see `numpy_network.gelu`)."""
+    signature = types.void(values)
+
+    def codegen(context, builder, signature, arguments):
+        pointer = pointer_of(context, builder, signature, arguments, 0)
+        n_values = ir.Constant(INT64, 1)
+        for axis in range(signature.args[0].ndim):
+            n_values = builder.mul(n_values, extent(context, builder, signature, arguments, 0, axis))
+
+        def transform(place, _):
+            store_vector(builder, _gelu(builder, load_vector(builder, pointer, place)), pointer, place)
+            return []
+
+        _over_vectors(builder, n_values, transform, [])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+EPS_32 = float(np.float32(EPS))
+
+
+def _gelu(builder, x):
+    z = builder.fmul(x, _constant(np.sqrt(0.5)))
+    for bound, name in ((4.0, "minnum"), (-4.0, "maxnum")):
+        z = float_intrinsic(builder, name, FLOATS, z, _constant(bound))
+    square = builder.fmul(z, z)
+    above, below = (_polynomial(builder, square, each) for each in (ERF_ABOVE, ERF_BELOW))
+    erf = builder.fdiv(builder.fmul(z, above), below)
+    return builder.fmul(x, _multiply_add(builder, erf, _constant(0.5), _constant(0.5)))
+
+
+def _polynomial(builder, x, coefficients):
+    """Evaluate by Horner's rule, the highest coefficient first."""
+    value = _constant(coefficients[0])
+    for coefficient in coefficients[1:]:
+        value = _multiply_add(builder, value, x, _constant(coefficient))
+    return value
+
+
+def _constant(value):
+    return ir.Constant(FLOATS, [float(np.float32(value))] * LANES)
+
+
+def _multiply_add(builder, a, b, c):
+    return float_intrinsic(builder, "fma", FLOATS, a, b, c)
+
+
+def _sum(builder, vector):
+    """Add up the lanes, halving."""
+    lanes = LANES
+    while lanes > 1:
+        lanes //= 2
+        undefined = ir.Constant(vector.type, ir.Undefined)
+        halves = [
+            builder.shuffle_vector(
+                vector, undefined, ir.Constant(ir.VectorType(INT32, lanes), list(range(first, first + lanes)))
+            )
+            for first in (0, lanes)
+        ]
+        vector = builder.fadd(*halves)
+    return builder.extract_element(vector, ir.Constant(INT32, 0))
+
+
+def _splat_of(builder, scalar, lanes):
+    kind = ir.VectorType(scalar.type, lanes)
+    undefined = ir.Constant(kind, ir.Undefined)
+    single = builder.insert_element(undefined, scalar, ir.Constant(INT32, 0))
+    return builder.shuffle_vector(single, undefined, ir.Constant(ir.VectorType(INT32, lanes), [0] * lanes))
+
+
+def _row_factors(builder, scales):
+    return [
+        splat(builder, builder.load(builder.gep(scales, [ir.Constant(INT64, r)]), align=4))
+        for r in range(ROWS)
+    ]
+
+
+def _at(builder, width, row, column):
+    return builder.add(builder.mul(width, ir.Constant(INT64, row)), column)
+
+
+def _over_vectors(builder, n_values, body, initial):
+    """Emit a loop over whole vectors; `body(place, carried)` returns what it carries on."""
+    before = builder.block
+    loop, end = builder.append_basic_block("vectors"), builder.append_basic_block("vectors.end")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    place = builder.phi(INT64)
+    place.add_incoming(ir.Constant(INT64, 0), before)
+    carried = [builder.phi(value.type) for value in initial]
+    after = body(place, carried)
+    following = builder.add(place, ir.Constant(INT64, LANES))
+    place.add_incoming(following, loop)
+    for phi, start, new in zip(carried, initial, after, strict=True):
+        phi.add_incoming(start, before)
+        phi.add_incoming(new, loop)
+    builder.cbranch(builder.icmp_signed("<", following, n_values), loop, end)
+    builder.position_at_end(end)
+    return after
+
+
+assert PANEL % LANES == 0
