@@ -1,10 +1,10 @@
-"""Convolution, LayerNorm over channels, residual and GELU of the 1-D ResNet, in one Triton kernel.
+"""Convolution, dropout, LayerNorm over channels, residual and GELU of the 1-D ResNet, fused by Triton.
 
-Shapes: B patterns, L points, C input channels, N output channels, K taps, M = B·L_out output rows.
-Everything is channels-last, so an output row and its normalisation live in one tile and the
-convolution's result never travels to memory.
+`conv_norm_gelu` is one convolution; `conv_norm_pair` the first one of a block together with the projected
+shortcut, with one read of the input. Each is a torch operator with a plain reference beside it.
 
-Inside the kernel: `i_` index, `o_` offsets, `m_` mask, `p_` pointers, `b_` block.
+Shapes: B patterns, L points, C input channels, N output channels;
+L_out = (L + 2·padding − taps) // stride + 1.
 """
 
 from typing import Any
@@ -14,19 +14,25 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError as error:  # optional: there is no Triton for macOS, and a CPU has no use for it
-    TRITON_VERSION, TRITON_MISSING = "", f"triton cannot be imported ({error})"
-else:
-    TRITON_VERSION, TRITON_MISSING = triton.__version__, ""
+from . import conv_norm_gelu_checks as checks
+from .conv_norm_gelu_checks import output_length
+from .dropout import apply as apply_dropout
+from .triton_tiles import TRITON_MISSING, TRITON_VERSION, interpreted, unavailable
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-LARGEST_WIDTH = 256  # channels; a tile holds whole output rows
-SMALLEST_DOT = 16  # input channels from which the taps are matrix products on tensor cores
-STAGE_BYTES = 24 * 1024  # of shared memory: three stages fit the 99 KiB of the smallest chips since sm_80
-LONGEST = 2**31 - 1024  # points; positions within one pattern are 32-bit, addresses 64-bit
+if not TRITON_MISSING:
+    from . import conv_norm_gelu_run as run
+    from .conv_norm_gelu_launch import NO_DROPOUT, Dropout, Geometry, Norm
+
+__all__ = [
+    "TRITON_MISSING",
+    "TRITON_VERSION",
+    "conv_norm_gelu",
+    "conv_norm_pair",
+    "output_length",
+    "pair_reference",
+    "reference",
+    "unavailable",
+]
 
 
 def reference(
@@ -39,6 +45,8 @@ def reference(
     padding: int = 0,
     eps: float = 1e-5,
     gelu: bool = True,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
 ) -> Tensor:
     """Compute the same in plain torch: the truth that the kernel is tested against.
 
@@ -58,18 +66,20 @@ def reference(
         Added to the variance of each row.
     gelu : bool
         Whether the exact (erf) GELU comes last.
+    dropout : float
+        Probability of losing an element of the convolution's result.
+    seed : Tensor, shape (1,), int64, optional
+        Of the dropout's mask; needed where there is dropout.
 
     Returns
     -------
     Tensor, shape (batch, L_out, C_out)
         In the input's dtype; normalisation and what follows are computed in float32 or better.
-        L_out = (length + 2·padding − taps) // stride + 1.
     """
     wide = torch.promote_types(x_BLC.dtype, torch.float32)
     y_BLN = functional.conv1d(x_BLC.transpose(1, 2), weight, stride=stride, padding=padding).transpose(1, 2)
-    y_BLN = functional.layer_norm(
-        y_BLN.to(wide), y_BLN.shape[-1:], norm_weight.to(wide), norm_bias.to(wide), eps
-    )
+    y_BLN = apply_dropout(y_BLN.to(wide), seed, dropout)
+    y_BLN = functional.layer_norm(y_BLN, y_BLN.shape[-1:], norm_weight.to(wide), norm_bias.to(wide), eps)
     if residual is not None:
         y_BLN = y_BLN + residual
     if gelu:
@@ -77,252 +87,200 @@ def reference(
     return y_BLN.to(x_BLC.dtype)
 
 
-if not TRITON_MISSING:
-
-    @triton.jit
-    def conv_norm_gelu_kernel(
-        x_ptr,
-        weight_ptr,
-        norm_weight_ptr,
-        norm_bias_ptr,
-        residual_ptr,
-        out_ptr,
-        n_rows,
-        length,
-        length_out,
-        stride_batch,
-        stride_length,
-        stride,
-        padding,
-        eps,
-        TAPS: tl.constexpr,
-        C_IN: tl.constexpr,
-        C_OUT: tl.constexpr,
-        GELU: tl.constexpr,
-        BLOCK_M: tl.constexpr,
-        BLOCK_C: tl.constexpr,
-    ):
-        """Fill one tile: BLOCK_M output rows, each with all its C_OUT channels."""
-        # first output row of the tile, split into pattern and position
-        i_row = tl.program_id(0).to(tl.int64) * BLOCK_M
-        o_m = tl.arange(0, BLOCK_M)
-        o_n = tl.arange(0, C_OUT)
-        o_c = tl.arange(0, BLOCK_C)
-        m_row = i_row + o_m < n_rows
-        o_ahead = (i_row % length_out).to(tl.int32) + o_m
-        o_batch = i_row // length_out + o_ahead // length_out
-        o_first = (o_ahead % length_out) * stride - padding
-        p_pattern = x_ptr + o_batch * stride_batch
-
-        # implicit GEMM: (M, taps·C) @ (taps·C, N)
-        b_y = tl.zeros([BLOCK_M, C_OUT], dtype=tl.float32)
-        for i_block in range(TAPS * (C_IN // BLOCK_C)):
-            o_x = o_first + i_block // (C_IN // BLOCK_C)
-            m_x = m_row & (o_x >= 0) & (o_x < length)
-            p_x = p_pattern + o_x.to(tl.int64) * stride_length + i_block % (C_IN // BLOCK_C) * BLOCK_C
-            p_weight = weight_ptr + i_block * BLOCK_C * C_OUT
-            if BLOCK_C == 1:
-                b_x = tl.load(p_x, mask=m_x, other=0.0).to(tl.float32)
-                b_w = tl.load(p_weight + o_n).to(tl.float32)
-                b_y += b_x[:, None] * b_w[None, :]
-            else:
-                b_x = tl.load(p_x[:, None] + o_c[None, :], mask=m_x[:, None], other=0.0)
-                b_w = tl.load(p_weight + o_c[:, None] * C_OUT + o_n[None, :])
-                b_y = tl.dot(b_x, b_w, b_y, input_precision="ieee")
-
-        # LayerNorm over N
-        b_y -= (tl.sum(b_y, axis=1) / C_OUT)[:, None]
-        b_variance = tl.sum(b_y * b_y, axis=1) / C_OUT
-        b_y *= (1.0 / tl.sqrt(b_variance + eps))[:, None]
-        b_y *= tl.load(norm_weight_ptr + o_n).to(tl.float32)[None, :]
-        b_y += tl.load(norm_bias_ptr + o_n).to(tl.float32)[None, :]
-
-        o_out = (i_row + o_m)[:, None] * C_OUT + o_n[None, :]
-        if residual_ptr is not None:
-            b_y += tl.load(residual_ptr + o_out, mask=m_row[:, None], other=0.0).to(tl.float32)
-        if GELU:
-            b_y = 0.5 * b_y * (1.0 + tl.erf(b_y * 0.7071067811865476))
-        tl.store(out_ptr + o_out, b_y.to(out_ptr.dtype.element_ty), mask=m_row[:, None])
-
-
-def _interpreted() -> bool:
-    """Whether TRITON_INTERPRET was set when this module was imported."""
-    return not isinstance(conv_norm_gelu_kernel, triton.runtime.JITFunction)
-
-
-def unavailable(device: torch.device) -> str:
-    """Tell why the kernel cannot run on tensors of `device`; empty where it can."""
-    if TRITON_MISSING or device.type == "cuda":
-        return TRITON_MISSING
-    if device.type == "cpu" and _interpreted():
-        return ""
-    return (
-        f"a {device.type} tensor, and Triton needs CUDA (TRITON_INTERPRET=1 emulates it on the CPU, slowly)"
-    )
-
-
-def compile_options(c_in: int, c_out: int, taps: int, gelu: bool, itemsize: int) -> dict[str, Any]:
-    """Choose the kernel's compile-time arguments, the tile among them.
-
-    Parameters
-    ----------
-    c_in, c_out, taps : int
-        Shape of the weight.
-    gelu : bool
-        Whether GELU comes last.
-    itemsize : int
-        Bytes of one input value.
-
-    Returns
-    -------
-    dict
-        The kernel's constexpr arguments, `num_warps`, `num_stages` and `enable_fp_fusion`.
-    """
-    block_m = 128 if c_out <= 64 else 64
-    block_c = 1 if c_in < SMALLEST_DOT else min(c_in, 64)
-    while block_c > SMALLEST_DOT and (block_m + c_out) * block_c * itemsize > STAGE_BYTES:
-        block_c //= 2
-    return {
-        "TAPS": taps,
-        "C_IN": c_in,
-        "C_OUT": c_out,
-        "GELU": gelu,
-        "BLOCK_M": block_m,
-        "BLOCK_C": block_c,
-        "num_warps": 4 if block_m * c_out <= 4096 else 8,
-        "num_stages": 3,
-        "enable_fp_fusion": True,
-    }
-
-
-def output_length(length: int, taps: int, stride: int, padding: int) -> int:
-    """Return the number of output points of a convolution over `length` points."""
-    return (length + 2 * padding - taps) // stride + 1
-
-
-def launch(
+def pair_reference(
     x_BLC: Tensor,
     weight: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
-    residual: Tensor | None,
-    out_BLN: Tensor,
-    stride: int,
-    padding: int,
-    eps: float,
-    gelu: bool,
-) -> None:
-    """Run the kernel once and fill `out_BLN`, contiguous; the arguments are those of `reference`.
+    shortcut_weight: Tensor,
+    shortcut_norm_weight: Tensor,
+    shortcut_norm_bias: Tensor,
+    stride: int = 1,
+    padding: int = 0,
+    eps: float = 1e-5,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Compute a convolution with dropout, LayerNorm and GELU, and the projected shortcut beside it.
 
-    Raises
-    ------
-    ValueError
-        A shape, dtype or device that the kernel does not take.
+    Parameters are those of `reference`; `shortcut_weight`, shape (C_out, C_in, 1), is a convolution of the
+    same stride without padding, followed by its own LayerNorm, without dropout and GELU.
     """
-    _check(x_BLC, weight, norm_weight, norm_bias, residual, out_BLN, stride, padding)
-    n_rows = out_BLN.shape[0] * out_BLN.shape[1]
-    if n_rows == 0:
-        return
-    if x_BLC.dtype == torch.bfloat16 and _interpreted():
-        # Triton's interpreter has no bfloat16 arithmetic: it would multiply the bit patterns
-        x_BLC, weight = x_BLC.float(), weight.float()
-    if x_BLC.stride(2) != 1 and x_BLC.shape[2] > 1:
-        x_BLC = x_BLC.contiguous()
-    c_out, c_in, taps = weight.shape
-    options = compile_options(c_in, c_out, taps, gelu, x_BLC.element_size())
-    with torch.cuda.device_of(x_BLC):
-        conv_norm_gelu_kernel[(triton.cdiv(n_rows, options["BLOCK_M"]),)](
-            x_BLC,
-            weight.permute(2, 1, 0).contiguous(),  # (taps, C, N): rows of N are what the tiles read
-            norm_weight.contiguous(),
-            norm_bias.contiguous(),
-            None if residual is None else residual.contiguous(),
-            out_BLN,
-            n_rows,
-            x_BLC.shape[1],
-            out_BLN.shape[1],
-            x_BLC.stride(0),
-            x_BLC.stride(1),
-            stride,
-            padding,
-            eps,
-            **options,
-        )
+    main = reference(x_BLC, weight, norm_weight, norm_bias, None, stride, padding, eps, True, dropout, seed)
+    norm = shortcut_norm_weight, shortcut_norm_bias
+    return main, reference(x_BLC, shortcut_weight, *norm, None, stride, 0, eps, False)
 
 
-def _check(
-    x_BLC: Tensor,
-    weight: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    residual: Tensor | None,
-    out_BLN: Tensor,
-    stride: int,
-    padding: int,
-) -> None:
-    """Refuse what the kernel would compute wrongly."""
-    if reason := unavailable(x_BLC.device):
-        raise ValueError(f"conv_norm_gelu: {reason}")
-    if x_BLC.ndim != 3 or weight.ndim != 3 or x_BLC.shape[2] != weight.shape[1]:
-        shapes = f"{tuple(x_BLC.shape)} and {tuple(weight.shape)}"
-        raise ValueError(
-            f"conv_norm_gelu: input (B, L, C_in) and weight (C_out, C_in, taps) do not fit: {shapes}"
-        )
-    c_out, c_in, taps = weight.shape
-    if not all(0 < width <= LARGEST_WIDTH and width & (width - 1) == 0 for width in (c_in, c_out)):
-        raise ValueError(
-            f"conv_norm_gelu: channels must be powers of two up to {LARGEST_WIDTH}, not {c_in} and {c_out}"
-        )
-    length = x_BLC.shape[1]
-    if stride < 1 or padding < 0 or length + 2 * padding < taps or length + 2 * padding > LONGEST:
-        raise ValueError(
-            f"conv_norm_gelu: {taps} taps, stride {stride}, padding {padding} do not fit {length} points"
-        )
-    shape_out = (x_BLC.shape[0], output_length(length, taps, stride, padding), c_out)
-    for name, tensor, shape in (
-        ("norm_weight", norm_weight, (c_out,)),
-        ("norm_bias", norm_bias, (c_out,)),
-        ("residual", residual, shape_out),
-        ("out", out_BLN, shape_out),
-    ):
-        if tensor is not None and tuple(tensor.shape) != shape:
-            raise ValueError(f"conv_norm_gelu: {name} must be {shape}, not {tuple(tensor.shape)}")
-    same = [tensor for tensor in (x_BLC, weight, residual, out_BLN) if tensor is not None]
-    if x_BLC.dtype not in DTYPES or len({tensor.dtype for tensor in same}) > 1:
-        names = ", ".join(str(tensor.dtype) for tensor in same)
-        raise ValueError(f"conv_norm_gelu: dtypes must be one of float32, bfloat16, float16, not {names}")
-    if len({tensor.device for tensor in (*same, norm_weight, norm_bias)}) > 1:
-        raise ValueError("conv_norm_gelu: all tensors must lie on one device")
-    if not out_BLN.is_contiguous():
-        raise ValueError("conv_norm_gelu: out must be contiguous")
+# Under the interpreter `triton_op` would have inductor compile what cannot be compiled.
+# No operator has default values: torch would strip them, and `needs_input_grad` would not fit the inputs.
+_operator = torch.library.custom_op if TRITON_MISSING or interpreted() else torch.library.triton_op
 
 
-@torch.library.custom_op("hxrd::conv_norm_gelu", mutates_args=())
+@_operator("hxrd::conv_norm_gelu", mutates_args=())
 def conv_norm_gelu(
     x_BLC: Tensor,
     weight: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
     residual: Tensor | None,
+    seed: Tensor | None,
     stride: int,
     padding: int,
     eps: float,
     gelu: bool,
+    dropout: float,
+    deterministic: bool,
 ) -> Tensor:
     """Run the Triton kernel as a torch operator; parameters and result are those of `reference`.
 
-    `hxrd.kernels.dispatch.conv_norm_gelu` chooses between the two. The backward pass recomputes the
-    forward by `reference` and differentiates that, so nothing but the inputs is kept in memory; it
-    can be differentiated once.
+    `hxrd.kernels.dispatch.conv_norm_gelu` chooses between the two. The backward pass computes the convolution
+    again, so nothing but the inputs is kept in memory; it can be differentiated once. `deterministic` makes
+    it add the weight's gradient in a fixed order, with tiles by the heuristics alone.
 
     Raises
     ------
     ValueError
         A shape, dtype or device that the kernel does not take.
     """
+    checks.check(x_BLC, weight, norm_weight, norm_bias, residual, seed, stride, padding, dropout)
+    geometry = _geometry(x_BLC, weight, stride, padding)
     out_BLN = _allocate(x_BLC, weight, stride, padding)
-    launch(x_BLC, weight, norm_weight, norm_bias, residual, out_BLN, stride, padding, eps, gelu)
+    norm = Norm(norm_weight, norm_bias, eps)
+    mask = Dropout(dropout, seed)
+    run.forward(x_BLC, weight, norm, residual, None, mask, (out_BLN, None), geometry, gelu, deterministic)
     return out_BLN
+
+
+@_operator("hxrd::conv_norm_gelu_backward", mutates_args=())
+def conv_norm_gelu_backward(
+    grad_out: Tensor,
+    x_BLC: Tensor,
+    weight: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    residual: Tensor | None,
+    seed: Tensor | None,
+    stride: int,
+    padding: int,
+    eps: float,
+    gelu: bool,
+    dropout: float,
+    deterministic: bool,
+    need_input: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of input, weight, norm weight, norm bias and residual; empty where not needed."""
+    geometry = _geometry(x_BLC, weight, stride, padding)
+    norm = Norm(norm_weight, norm_bias, eps)
+    mask = Dropout(dropout, seed)
+    grad_conv, grad_residual, *grad_norm = run.rows_backward(
+        x_BLC, weight, norm, residual, mask, grad_out, geometry, gelu, deterministic
+    )
+    grad_x, grad_weight = x_BLC.new_empty(0), weight.new_empty(0)
+    if need_input:
+        grad_x = run.input_backward(x_BLC, grad_conv, weight, None, geometry, deterministic)
+    if need_weight:
+        grad_weight = run.weight_backward(x_BLC, grad_conv, weight, geometry, deterministic)
+    return grad_x, grad_weight, grad_norm[0], grad_norm[1], grad_residual
+
+
+@_operator("hxrd::conv_norm_pair", mutates_args=())
+def conv_norm_pair(
+    x_BLC: Tensor,
+    weight: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    shortcut_weight: Tensor,
+    shortcut_norm_weight: Tensor,
+    shortcut_norm_bias: Tensor,
+    seed: Tensor | None,
+    stride: int,
+    padding: int,
+    eps: float,
+    dropout: float,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor]:
+    """Run both convolutions of `pair_reference` in one Triton kernel, as a torch operator.
+
+    Raises
+    ------
+    ValueError
+        A shape, dtype or device that the kernel does not take.
+    """
+    checks.check(x_BLC, weight, norm_weight, norm_bias, None, seed, stride, padding, dropout)
+    checks.check_shortcut(
+        x_BLC, weight, shortcut_weight, shortcut_norm_weight, shortcut_norm_bias, stride, padding
+    )
+    geometry = _geometry(x_BLC, weight, stride, padding)
+    outputs = _allocate(x_BLC, weight, stride, padding), _allocate(x_BLC, weight, stride, padding)
+    norm = Norm(norm_weight, norm_bias, eps)
+    shortcut = shortcut_weight, Norm(shortcut_norm_weight, shortcut_norm_bias, eps)
+    mask = Dropout(dropout, seed)
+    run.forward(x_BLC, weight, norm, None, shortcut, mask, outputs, geometry, True, deterministic)
+    return outputs
+
+
+@_operator("hxrd::conv_norm_pair_backward", mutates_args=())
+def conv_norm_pair_backward(
+    grad_out: Tensor,
+    grad_shortcut_out: Tensor,
+    x_BLC: Tensor,
+    weight: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    shortcut_weight: Tensor,
+    shortcut_norm_weight: Tensor,
+    shortcut_norm_bias: Tensor,
+    seed: Tensor | None,
+    stride: int,
+    padding: int,
+    eps: float,
+    dropout: float,
+    deterministic: bool,
+    need_input: bool,
+    need_weight: bool,
+    need_shortcut_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of the first seven inputs of `conv_norm_pair`; empty where not needed."""
+    geometry = _geometry(x_BLC, weight, stride, padding)
+    beside = geometry.shortcut
+    norm = Norm(norm_weight, norm_bias, eps)
+    shortcut_norm = Norm(shortcut_norm_weight, shortcut_norm_bias, eps)
+    mask = Dropout(dropout, seed)
+    grad_conv, _, *grad_norm = run.rows_backward(
+        x_BLC, weight, norm, None, mask, grad_out, geometry, True, deterministic
+    )
+    grad_shortcut, _, *grad_shortcut_norm = run.rows_backward(
+        x_BLC,
+        shortcut_weight,
+        shortcut_norm,
+        None,
+        NO_DROPOUT,
+        grad_shortcut_out,
+        beside,
+        False,
+        deterministic,
+    )
+    grad_x, grad_weight = x_BLC.new_empty(0), weight.new_empty(0)
+    grad_shortcut_weight = shortcut_weight.new_empty(0)
+    if need_input:
+        shortcut = grad_shortcut, shortcut_weight
+        grad_x = run.input_backward(x_BLC, grad_conv, weight, shortcut, geometry, deterministic)
+    if need_weight:
+        grad_weight = run.weight_backward(x_BLC, grad_conv, weight, geometry, deterministic)
+    if need_shortcut_weight:
+        grad_shortcut_weight = run.weight_backward(
+            x_BLC, grad_shortcut, shortcut_weight, beside, deterministic
+        )
+    main = grad_x, grad_weight, grad_norm[0], grad_norm[1]
+    return *main, grad_shortcut_weight, grad_shortcut_norm[0], grad_shortcut_norm[1]
+
+
+def _geometry(x_BLC: Tensor, weight: Tensor, stride: int, padding: int) -> "Geometry":
+    c_out, c_in, taps = weight.shape
+    length = x_BLC.shape[1]
+    length_out = output_length(length, taps, stride, padding)
+    return Geometry(x_BLC.shape[0], length, length_out, c_in, c_out, taps, stride, padding)
 
 
 def _allocate(x_BLC: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
@@ -330,30 +288,64 @@ def _allocate(x_BLC: Tensor, weight: Tensor, stride: int, padding: int) -> Tenso
     return x_BLC.new_empty(x_BLC.shape[0], length_out, weight.shape[0])
 
 
+def _like(tensor: Tensor, needed: bool = True) -> Tensor:
+    return tensor.new_empty(tensor.shape if needed else 0)
+
+
 @conv_norm_gelu.register_fake
-def _(x_BLC, weight, norm_weight, norm_bias, residual, stride, padding, eps, gelu):
+def _(x_BLC, weight, norm_weight, norm_bias, residual, seed, stride, padding, *options):
     return _allocate(x_BLC, weight, stride, padding)
 
 
-# The operator has no default values: torch would strip them, and `needs_input_grad` would not fit the inputs.
+@conv_norm_gelu_backward.register_fake
+def _(grad_out, x_BLC, weight, norm_weight, norm_bias, residual, *options):
+    *_, need_input, need_weight = options
+    grad_residual = grad_out.new_empty(0 if residual is None else residual.shape)
+    grad_x, grad_weight = _like(x_BLC, need_input), _like(weight, need_weight)
+    return grad_x, grad_weight, _like(norm_weight), _like(norm_bias), grad_residual
+
+
+@conv_norm_pair.register_fake
+def _(x_BLC, weight, norm_weight, norm_bias, w, nw, nb, seed, stride, padding, *options):
+    return _allocate(x_BLC, weight, stride, padding), _allocate(x_BLC, weight, stride, padding)
+
+
+@conv_norm_pair_backward.register_fake
+def _(grad_out, grad_shortcut_out, x_BLC, weight, norm_weight, norm_bias, w, nw, nb, *options):
+    *_, need_input, need_weight, need_shortcut_weight = options
+    main = _like(x_BLC, need_input), _like(weight, need_weight), _like(norm_weight), _like(norm_bias)
+    return *main, _like(w, need_shortcut_weight), _like(nw), _like(nb)
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, stride, padding, eps, gelu = inputs
-    ctx.options = (stride, padding, eps, gelu)
-    ctx.save_for_backward(*tensors)
+    ctx.save_for_backward(*inputs[:6])
+    ctx.options = inputs[6:]
 
 
 @once_differentiable
 def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     needed = ctx.needs_input_grad[:5]
-    tensors: list[Any] = [
-        None if tensor is None else tensor.detach().requires_grad_(need)
-        for tensor, need in zip(ctx.saved_tensors, needed, strict=True)
-    ]
-    with torch.enable_grad():
-        out_BLN = reference(*tensors, *ctx.options)
-    wanted = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
-    found = iter(torch.autograd.grad(out_BLN, wanted, grad_out))
-    return (*(next(found) if need else None for need in needed), None, None, None, None)
+    found = conv_norm_gelu_backward(grad_out, *ctx.saved_tensors, *ctx.options, *needed[:2])
+    return *_wanted(found, needed), *[None] * 7
+
+
+def _save_pair(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:8])
+    ctx.options = inputs[8:]
+
+
+@once_differentiable
+def _backward_pair(ctx: Any, grad_out: Tensor, grad_shortcut_out: Tensor) -> tuple[Tensor | None, ...]:
+    needed = ctx.needs_input_grad[:7]
+    found = conv_norm_pair_backward(
+        grad_out, grad_shortcut_out, *ctx.saved_tensors, *ctx.options, *needed[:2], needed[4]
+    )
+    return *_wanted(found, needed), *[None] * 6
+
+
+def _wanted(gradients: tuple[Tensor, ...], needed: tuple[bool, ...]) -> list[Tensor | None]:
+    return [gradient if need else None for gradient, need in zip(gradients, needed, strict=True)]
 
 
 conv_norm_gelu.register_autograd(_backward, setup_context=_save)
+conv_norm_pair.register_autograd(_backward_pair, setup_context=_save_pair)

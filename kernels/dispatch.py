@@ -136,8 +136,11 @@ def conv_norm_gelu(
     triton = choose(x_BLC.device, backend).backend == "triton"
     x_BLC, weight = _autocast(x_BLC), _autocast(weight)
     residual = None if residual is None else _autocast(residual)
-    run = op.conv_norm_gelu if triton else op.reference
-    return run(x_BLC, weight, norm_weight, norm_bias, residual, stride, padding, eps, gelu)
+    tensors = x_BLC, weight, norm_weight, norm_bias, residual
+    if not triton:
+        return op.reference(*tensors, stride, padding, eps, gelu)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return op.conv_norm_gelu(*tensors, None, stride, padding, eps, gelu, 0.0, deterministic)
 
 
 def _autocast(tensor: Tensor) -> Tensor:

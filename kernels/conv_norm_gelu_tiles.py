@@ -1,0 +1,98 @@
+"""Which tile each kernel of `conv_norm_gelu` works on: heuristics, and the few candidates that are tried.
+
+Heuristics: a tile is as many rows as keep a thread's accumulators below about 64 registers (128 rows of up to
+64 channels, 64 of more), for LayerNorm needs whole rows in registers. The taps' products advance by up to 64
+channels of one tap, fewer where a pipeline stage would exceed 24 KiB of shared memory: three stages then fit
+the 99 KiB of the smallest chips since sm_80. Below 16 input channels several taps share a product. float32 is
+multiplied as three TF32 products, whose error is that of float32 itself to a few units.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .triton_tiles import SMALLEST_DOT
+
+KINDS = ("forward", "rows", "input", "weight")
+LARGEST_WIDTH = 256  # channels; a tile holds whole rows
+STAGE_BYTES = 24 * 1024  # of shared memory
+PRECISION = "tf32x3"  # of float32 products
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Compile-time choices of one kernel.
+
+    Parameters
+    ----------
+    block_m, block_k : int
+        Rows, and elements of the inner dimension (of the `weight` kernel: of the outer one).
+    num_warps, num_stages : int
+        Warps of a program, and stages of its software pipeline.
+    """
+
+    block_m: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+    def as_dict(self) -> dict[str, int]:
+        """Return the fields, for JSON."""
+        return asdict(self)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The kernel's arguments."""
+        return {
+            "BLOCK_M": self.block_m,
+            "BLOCK_K": self.block_k,
+            "PRECISION": PRECISION,
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+        }
+
+
+def padded(width: int) -> int:
+    """Return the columns of a tile of `width` channels."""
+    return max(width, SMALLEST_DOT)
+
+
+def heuristic(kind: str, c_in: int, c_out: int, taps: int, itemsize: int) -> Tile:
+    """Choose the tile of a kernel without trying any.
+
+    Parameters
+    ----------
+    kind : str
+        One of `KINDS`.
+    c_in, c_out, taps : int
+        Shape of the convolution's weight.
+    itemsize : int
+        Bytes of one input value.
+    """
+    if kind == "weight":
+        return _weight_tile(c_in, c_out, taps, itemsize)
+    inner, columns = (c_out, padded(c_in)) if kind == "input" else (c_in, padded(c_out))
+    block_m = 128 if columns <= 64 else 64
+    return Tile(block_m, _inner_block(inner, taps, columns, block_m, itemsize), _warps(block_m, columns), 3)
+
+
+def _weight_tile(c_in: int, c_out: int, taps: int, itemsize: int) -> Tile:
+    """Take as many elements of the windows as the accumulators allow, so that gradients are read seldom."""
+    columns = padded(c_out)
+    block_k = 128 if columns <= 64 else 64
+    while block_k > SMALLEST_DOT and block_k >= 2 * taps * c_in:
+        block_k //= 2
+    block_m = 64
+    while block_m > 2 * SMALLEST_DOT and block_m * (block_k + columns) * itemsize > STAGE_BYTES:
+        block_m //= 2
+    return Tile(block_m, block_k, _warps(block_k, columns), 3)
+
+
+def _inner_block(inner: int, taps: int, columns: int, block_m: int, itemsize: int) -> int:
+    block_k = SMALLEST_DOT if inner < SMALLEST_DOT else min(inner, 64)
+    while block_k > SMALLEST_DOT and (block_m + columns) * block_k * itemsize > STAGE_BYTES:
+        block_k //= 2
+    return block_k
+
+
+def _warps(rows: int, columns: int) -> int:
+    return 4 if rows * columns <= 4096 else 8
