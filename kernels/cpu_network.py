@@ -15,14 +15,19 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numba import types
-from numba.extending import overload
 from numpy.typing import NDArray
 
 from .compiled import compiled, compiled_fastmath
 from .numpy_network import BLOCKS, numpy_logits
 from .vector_gemm import HAS_BFLOAT16, PANEL, ROWS, packed, tile
-from .vector_tiles import gelu_in_place, tile_affine, tile_extremes, tile_scales
+from .vector_tiles import (
+    store_row,
+    tile_affine,
+    tile_affine_add_gelu,
+    tile_affine_gelu,
+    tile_extremes,
+    tile_scales,
+)
 
 BLOCK_BYTES = 512 * 1024  # of a block's largest activation: half a usual second-level cache
 MOST_PATTERNS = 16  # of a block; more would not spread the reading of the weights much further
@@ -57,26 +62,6 @@ def _products(left, starts, first, weight, out):
         tile(left, starts, first, weight, panel * n_steps, n_steps, out, panel * PANEL)
 
 
-def _keep(values, out):
-    """Write float32 values to a float32 or, rounded, to a bfloat16 (uint16) array."""
-
-
-@overload(_keep)
-def _keep_as(values, out):
-    return _keep_rounded if out.dtype == types.uint16 else _keep_plain
-
-
-def _keep_rounded(values, out):
-    bits = values.view(np.uint32)
-    for c in range(len(bits)):
-        odd = (bits[c] >> np.uint32(16)) & np.uint32(1)
-        out[c] = np.uint16((bits[c] + np.uint32(0x7FFF) + odd) >> np.uint32(16))
-
-
-def _keep_plain(values, out):
-    out[:] = values
-
-
 @compiled
 def conv_norm_gelu(left, starts, n_rows, conv, out, places):
     """Fill rows of `out`, each beginning at its place, with GELU(LayerNorm(convolution))."""
@@ -85,11 +70,9 @@ def conv_norm_gelu(left, starts, n_rows, conv, out, places):
     for first in range(0, n_rows, ROWS):
         _products(left, starts, first, conv.weight, y)
         tile_scales(y, scales)
-        tile_affine(y, scales, conv.gamma, conv.beta)
-        gelu_in_place(y)
+        tile_affine_gelu(y, scales, conv.gamma, conv.beta)
         for r in range(min(ROWS, n_rows - first)):
-            place = places[first + r]
-            _keep(y[r], out[place : place + width])
+            store_row(y, r, out, places[first + r])
 
 
 @compiled
@@ -101,21 +84,12 @@ def conv_norm_add_gelu(left, starts, n_rows, conv, source, source_starts, shortc
     for first in range(0, n_rows, ROWS):
         _products(left, starts, first, conv.weight, y)
         _products(source, source_starts, first, shortcut.weight, z)
-        tile_scales(y, scales)
-        tile_affine(y, scales, conv.gamma, conv.beta)
         tile_scales(z, scales)
         tile_affine(z, scales, shortcut.gamma, shortcut.beta)
-        _add(y.reshape(-1), z.reshape(-1))
-        gelu_in_place(y)
+        tile_scales(y, scales)
+        tile_affine_add_gelu(y, scales, conv.gamma, conv.beta, z)
         for r in range(min(ROWS, n_rows - first)):
-            place = places[first + r]
-            _keep(y[r], out[place : place + width])
-
-
-@compiled_fastmath
-def _add(values, others):
-    for i in range(len(values)):
-        values[i] += others[i]
+            store_row(y, r, out, places[first + r])
 
 
 @compiled
@@ -143,8 +117,7 @@ def pooled_stem(x_BL, conv, pool, out, places):
                 tile_extremes(y, scales, high, low)
             _greatest_gelu(high, low, conv.gamma, conv.beta)
             for r in range(min(ROWS, n_windows - first)):
-                place = places[b * n_windows + first + r]
-                _keep(high[r], out[place : place + width])
+                store_row(high, r, out, places[b * n_windows + first + r])
 
 
 @compiled
@@ -162,8 +135,7 @@ def _greatest_gelu(high, low, gamma, beta):
     """Turn the extremes of windows into the greatest GELU over each, in `high`."""
     units = np.ones(ROWS, np.float32)
     for extreme in (high, low):
-        tile_affine(extreme, units, gamma, beta)
-        gelu_in_place(extreme)
+        tile_affine_gelu(extreme, units, gamma, beta)
     best, other = high.reshape(-1), low.reshape(-1)
     for i in range(len(best)):
         best[i] = best[i] if best[i] > other[i] else other[i]

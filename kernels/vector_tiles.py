@@ -43,9 +43,7 @@ def tile_scales(typing_context, y, scales):
 
         sums = _over_vectors(builder, width, add_squares, [zero] * ROWS)
         kind = ir.VectorType(ir.FloatType(), ROWS)
-        total = ir.Constant(kind, ir.Undefined)
-        for r, vector in enumerate(sums):
-            total = builder.insert_element(total, _sum(builder, vector), ir.Constant(INT32, r))
+        total = _row_sums(builder, sums)
         n = _splat_of(builder, builder.sitofp(width, ir.FloatType()), ROWS)
         mean = builder.fdiv(total, n)
         root = float_intrinsic(builder, "sqrt", kind, builder.fadd(mean, ir.Constant(kind, [EPS_32] * ROWS)))
@@ -59,7 +57,35 @@ def tile_scales(typing_context, y, scales):
 @intrinsic
 def tile_affine(typing_context, y, scales, gamma, beta):
     """Set y[r, c] to y[r, c] · scales[r] · gamma[c] + beta[c]."""
-    signature = types.void(y, scales, gamma, beta)
+    return types.void(y, scales, gamma, beta), _affine_code(lambda builder, value, place: value)
+
+
+@intrinsic
+def tile_affine_gelu(typing_context, y, scales, gamma, beta):
+    """Set y[r, c] to GELU(y[r, c] · scales[r] · gamma[c] + beta[c])."""
+    return types.void(y, scales, gamma, beta), _affine_code(
+        lambda builder, value, place: _gelu(builder, value)
+    )
+
+
+@intrinsic
+def tile_affine_add_gelu(typing_context, y, scales, gamma, beta, other):
+    """Set y[r, c] to GELU(y[r, c] · scales[r] · gamma[c] + beta[c] + other[r, c])."""
+    signature = types.void(y, scales, gamma, beta, other)
+
+    def codegen(context, builder, signature, arguments):
+        others = pointer_of(context, builder, signature, arguments, 4)
+
+        def add_gelu(builder, value, place):
+            return _gelu(builder, builder.fadd(value, load_vector(builder, others, place)))
+
+        return _affine_code(add_gelu)(context, builder, signature, arguments)
+
+    return signature, codegen
+
+
+def _affine_code(then):
+    """Return what emits the affine part of LayerNorm over a tile; `then(builder, value, place)` goes on."""
 
     def codegen(context, builder, signature, arguments):
         rows, scale, gamma, beta = (pointer_of(context, builder, signature, arguments, i) for i in range(4))
@@ -71,13 +97,14 @@ def tile_affine(typing_context, y, scales, gamma, beta):
             for r, factor in enumerate(factors):
                 place = _at(builder, width, r, column)
                 value = builder.fmul(load_vector(builder, rows, place), factor)
-                store_vector(builder, _multiply_add(builder, value, slope, shift), rows, place)
+                value = _multiply_add(builder, value, slope, shift)
+                store_vector(builder, then(builder, value, place), rows, place)
             return []
 
         _over_vectors(builder, width, transform, [])
         return context.get_dummy_value()
 
-    return signature, codegen
+    return codegen
 
 
 @intrinsic
@@ -107,27 +134,42 @@ def tile_extremes(typing_context, y, scales, high, low):
 
 
 @intrinsic
-def gelu_in_place(typing_context, values):
-    """Apply the exact (erf) GELU to a float32 array of whole vectors (see `numpy_network.gelu`)."""
-    signature = types.void(values)
+def store_row(typing_context, y, row, out, place):
+    """Write a row of a tile to a flat array from `place` on: float32, or rounded to bfloat16 if uint16."""
+    signature = types.void(y, row, out, place)
+    half = isinstance(out.dtype, types.Integer)
 
     def codegen(context, builder, signature, arguments):
-        pointer = pointer_of(context, builder, signature, arguments, 0)
-        n_values = ir.Constant(INT64, 1)
-        for axis in range(signature.args[0].ndim):
-            n_values = builder.mul(n_values, extent(context, builder, signature, arguments, 0, axis))
+        rows, out = (pointer_of(context, builder, signature, arguments, i) for i in (0, 2))
+        width = extent(context, builder, signature, arguments, 0, 1)
+        source = builder.gep(rows, [builder.mul(width, arguments[1])])
+        target = builder.gep(out, [arguments[3]])
 
-        def transform(place, _):
-            store_vector(builder, _gelu(builder, load_vector(builder, pointer, place)), pointer, place)
+        def copy(column, _):
+            vector = load_vector(builder, source, column)
+            if half:
+                vector = _bfloat16_bits(builder, vector)
+            pointer = builder.bitcast(builder.gep(target, [column]), vector.type.as_pointer())
+            builder.store(vector, pointer, align=2)
             return []
 
-        _over_vectors(builder, n_values, transform, [])
+        _over_vectors(builder, width, copy, [])
         return context.get_dummy_value()
 
     return signature, codegen
 
 
 EPS_32 = float(np.float32(EPS))
+
+
+def _bfloat16_bits(builder, vector):
+    """Round finite values to bfloat16, to nearest even."""
+    kind = ir.VectorType(INT32, LANES)
+    sixteen, one, half = (ir.Constant(kind, [value] * LANES) for value in (16, 1, 0x7FFF))
+    bits = builder.bitcast(vector, kind)
+    odd = builder.and_(builder.lshr(bits, sixteen), one)
+    rounded = builder.lshr(builder.add(bits, builder.add(odd, half)), sixteen)
+    return builder.trunc(rounded, ir.VectorType(ir.IntType(16), LANES))
 
 
 def _gelu(builder, x):
@@ -156,20 +198,34 @@ def _multiply_add(builder, a, b, c):
     return float_intrinsic(builder, "fma", FLOATS, a, b, c)
 
 
-def _sum(builder, vector):
-    """Add up the lanes, halving."""
+def _row_sums(builder, vectors):
+    """Add up the lanes of each vector; returns a vector of the sums, in their order.
+
+    Two halves at a time go side by side into one vector, so that all rows are added up together.
+    """
     lanes = LANES
-    while lanes > 1:
-        lanes //= 2
-        undefined = ir.Constant(vector.type, ir.Undefined)
-        halves = [
-            builder.shuffle_vector(
-                vector, undefined, ir.Constant(ir.VectorType(INT32, lanes), list(range(first, first + lanes)))
+    while len(vectors) > 1:  # each vector holds its rows' partial sums side by side
+        paired = []
+        rows_each = LANES // lanes
+        for one, other in zip(vectors[::2], vectors[1::2], strict=True):
+            first = [g * lanes + i for g in range(rows_each) for i in range(lanes // 2)]
+            even = first + [LANES + i for i in first]
+            odd = [i + lanes // 2 for i in even]
+            paired.append(
+                builder.fadd(_shuffled(builder, one, other, even), _shuffled(builder, one, other, odd))
             )
-            for first in (0, lanes)
-        ]
-        vector = builder.fadd(*halves)
-    return builder.extract_element(vector, ir.Constant(INT32, 0))
+        vectors, lanes = paired, lanes // 2
+    total = vectors[0]
+    while lanes > 1:
+        even = [g * lanes + i for g in range(total.type.count // lanes) for i in range(lanes // 2)]
+        odd = [i + lanes // 2 for i in even]
+        total = builder.fadd(_shuffled(builder, total, total, even), _shuffled(builder, total, total, odd))
+        lanes //= 2
+    return total
+
+
+def _shuffled(builder, one, other, lanes):
+    return builder.shuffle_vector(one, other, ir.Constant(ir.VectorType(INT32, len(lanes)), lanes))
 
 
 def _splat_of(builder, scalar, lanes):
