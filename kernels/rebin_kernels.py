@@ -65,6 +65,33 @@ def _clip_peaks(values, window):
 
 
 @compiled
+def _median(values):
+    """Median by Hoare's selection: `numpy.median` takes Numba longer to compile than all of this file."""
+    n = len(values)
+    work = values.copy()
+    middle, left, right = n // 2, 0, n - 1
+    while left < right:
+        pivot, i, j = work[(left + right) // 2], left, right
+        while i <= j:
+            while work[i] < pivot:
+                i += 1
+            while work[j] > pivot:
+                j -= 1
+            if i <= j:
+                work[i], work[j] = work[j], work[i]
+                i, j = i + 1, j - 1
+        if j < middle < i:
+            break
+        left, right = (left, j) if middle <= j else (i, right)
+    below = work[middle]
+    if n % 2 == 0:
+        below = work[0]
+        for i in range(1, middle):
+            below = max(below, work[i])
+    return 0.5 * (below + work[middle])
+
+
+@compiled
 def _noise(counts, background):
     """Standard deviation of every bin, taken as proportional to √background, by robust differences."""
     n = len(counts)
@@ -79,7 +106,10 @@ def _noise(counts, background):
     difference = np.empty(n - 2)
     for i in range(1, n - 1):
         difference[i - 1] = abs(counts[i - 1] - 2.0 * counts[i] + counts[i + 1]) / sigma[i]
-    return sigma * (np.median(difference) / (NORMAL_MEDIAN * SECOND_DIFFERENCE))
+    scale = _median(difference) / (NORMAL_MEDIAN * SECOND_DIFFERENCE)
+    for i in range(n):
+        sigma[i] *= scale
+    return sigma
 
 
 @compiled
@@ -109,14 +139,15 @@ def _shadow_filled(smooth, level, n_start):
 
     If so, `level` (the clipped curve) starts afresh as a copy of the raised `smooth`.
     """
-    beyond = np.median(level[: max(n_start, 1)])
+    beyond = _median(level[: max(n_start, 1)])
     if not smooth[0] < SHADOW * beyond:
         return False
     for i in range(len(smooth)):
         if smooth[i] >= beyond:
             break
         smooth[i] = beyond
-    level[:] = smooth
+    for i in range(len(smooth)):
+        level[i] = smooth[i]
     return True
 
 
@@ -149,36 +180,34 @@ def _normalised(values, out):
 
 
 @compiled
-def _row(intensity, source, clipping, target, remove, rebin, out):
-    n = len(source)
-    values = np.empty(n)
+def _scaled(intensity, values):
+    """Divide a row by its largest value, so that no step can overflow; False if it is zero or not finite."""
     largest = 0.0
-    for j in range(n):
+    for j in range(len(values)):
         if not np.isfinite(intensity[j]):
-            out[:] = 0.0
-            return
+            return False
         values[j] = intensity[j]
         largest = max(largest, abs(values[j]))
-    if largest == 0.0:
-        out[:] = 0.0
-        return
-    for j in range(n):
-        values[j] /= largest  # so that no later step can overflow or underflow
-    if remove:
-        level = np.empty(n)
-        _background(values, source, clipping, level)
-        for j in range(n):
-            values[j] -= level[j]
-    if rebin:
-        means = np.empty(len(target.width))
-        _mean_in_bins(values, source, target, means)
-        _normalised(means, out)
-    else:
-        _normalised(values, out)
+    for j in range(len(values)):
+        values[j] /= largest if largest > 0.0 else 1.0
+    return largest > 0.0
 
 
 @compiled
 def rebin_rows(intensity, source, clipping, target, remove, rebin, out):
     """Fill `out`, shape (n, n_bins), as `rebin.rebin_patterns` does; `remove` and `rebin` say which steps."""
+    values, level, means = np.empty(len(source)), np.empty(len(source)), np.empty(len(target.width))
     for i in range(len(intensity)):
-        _row(intensity[i], source, clipping, target, remove, rebin, out[i])
+        if not _scaled(intensity[i], values):
+            for j in range(out.shape[1]):
+                out[i, j] = 0.0
+            continue
+        if remove:
+            _background(values, source, clipping, level)
+            for j in range(len(values)):
+                values[j] -= level[j]
+        if rebin:
+            _mean_in_bins(values, source, target, means)
+            _normalised(means, out[i])
+        else:
+            _normalised(values, out[i])
