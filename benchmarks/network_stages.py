@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hxrd.kernels import dispatch
-from hxrd.models.resnet1d import POOL, STAGES, STEM_CHANNELS, STEM_KERNEL, ResNet1D
+from hxrd.models.layout import POOL, STAGES, STEM_CHANNELS, STEM_KERNEL
+from hxrd.models.resnet1d import ResNet1D
 
 Timer = Callable[[Callable[[], object]], float]
 

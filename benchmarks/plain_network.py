@@ -8,7 +8,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hxrd.models.resnet1d import POOL, STAGES, ResNet1D
+from hxrd.models.layout import POOL, STAGES
+from hxrd.models.resnet1d import ResNet1D
 
 Layout = Literal["channels-first", "channels-last"]
 
