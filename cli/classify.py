@@ -11,6 +11,7 @@ import click
 
 from hxrd.cli.options import (
     SOME_REJECTED,
+    backend_option,
     batch_size_option,
     command_line,
     device_option,
@@ -91,6 +92,7 @@ def _check_range(
 @probe_option
 @wavelength_option
 @device_option
+@backend_option
 @precision_option
 @batch_size_option
 @workers_option
@@ -205,9 +207,8 @@ def _plan(
     span: tuple[int | None, int | None],
     running: dict[str, Any],
 ) -> "Classification":
-    import torch
-
-    from hxrd.classify.engine import Predictor
+    from hxrd.classify.backends import choose_backends
+    from hxrd.classify.engine import Engine
     from hxrd.classify.labels import Labels
     from hxrd.classify.results import Columns
     from hxrd.classify.run import Classification
@@ -215,12 +216,21 @@ def _plan(
     first, stop = span[0] or 0, min(span[1] or patterns.n_patterns, patterns.n_patterns)
     if first >= stop:
         raise UsageError(f"--range begins at pattern {first}, but there are only {patterns.n_patterns}")
-    if running["workers"] is not None:
-        torch.set_num_threads(running["workers"])
-    predictor = Predictor(loaded, running["device"], running["precision"], running["batch_size"])
+    backends = choose_backends(
+        loaded,
+        running["device"],
+        running["backend"],
+        running["precision"],
+        running["batch_size"],
+        running["workers"],
+        stop - first,
+    )
+    for one in backends:
+        logger.debug("%s: %s, %s, %d at a time", one.device, one.name, one.precision, one.batch_size)
     topk, task, logits = shape
     columns = Columns(loaded.metadata, Labels.of_model(loaded.metadata), topk, task, logits)
-    return Classification(patterns, loaded, predictor, columns, first, stop, command_line())
+    engine = Engine.of(loaded, backends, columns, stop - first)
+    return Classification(patterns, engine, columns, first, stop, command_line())
 
 
 def _to_file(run: "Classification", output: Path, *, resume: bool, force: bool) -> int:

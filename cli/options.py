@@ -261,9 +261,16 @@ device_option = click.option(
     "--device",
     default="auto",
     show_default=True,
-    metavar="auto|cpu|cuda|cuda:N",
+    metavar="auto|cpu|cuda|cuda:N,…",
     callback=_check_device,
-    help="Where the network runs.",
+    help="Where the network runs; several GPUs as cuda:0,1.",
+)
+backend_option = click.option(
+    "--backend",
+    type=click.Choice(["auto", "native", "torch", "onnxruntime", "openvino"]),
+    default="auto",
+    show_default=True,
+    help="What runs the network; auto is native on a CPU and torch on a GPU.",
 )
 precision_option = click.option(
     "--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True

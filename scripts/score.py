@@ -12,20 +12,24 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
+from hxrd.classify.backends import choose_backends
 from hxrd.classify.calibration import expected_calibration_error
-from hxrd.classify.engine import Predictor, classify_patterns
+from hxrd.classify.engine import Engine
 from hxrd.classify.inputs import open_inputs
 from hxrd.classify.labels import Labels, probabilities_from_logits
+from hxrd.classify.ranking import Ranking
 from hxrd.evaluate.metrics import hits_within, share
 from hxrd.models.registry import LoadedModel, load_model
 
 
 def logits_and_truth(loaded: LoadedModel, path: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return logits and class index of every good pattern of a group that the model knows."""
-    predictor = Predictor(loaded)
+    ranking = Ranking.of_model(loaded.metadata, Labels.of_model(loaded.metadata), topk=1)
+    engine = Engine(loaded, choose_backends(loaded), ranking, with_logits=True, compiled=True)
     index = {group: label for label, group in enumerate(loaded.metadata.classes)}
     logits, truth = [], []
-    for batch in classify_patterns(open_inputs([path]), loaded, predictor):
+    for batch in engine.classify(open_inputs([path])):
+        assert batch.logits is not None
         labels = np.array([index.get(int(group), -1) for group in batch.space_group])
         known = (labels >= 0) & np.array([not flag for flag in batch.flag])
         logits.append(batch.logits[known])

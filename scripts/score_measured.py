@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from hxrd.classify.engine import Predictor, classify_patterns
+from hxrd.classify.backends import choose_backends
+from hxrd.classify.engine import Engine
 from hxrd.classify.inputs import open_inputs
 from hxrd.classify.labels import Labels, probabilities_from_logits
+from hxrd.classify.ranking import Ranking
 from hxrd.crystal.symmetry import bravais_lattice, merged_number, merged_symbol
 from hxrd.models.registry import load_model
 
@@ -26,7 +28,9 @@ def _cell(group: int) -> str:
 def main(model: str, manifest: str, probe: str = "neutron") -> None:
     """Print a Markdown table and the counts."""
     loaded = load_model(model)
-    predictor, labels = Predictor(loaded), Labels.of_model(loaded.metadata)
+    labels = Labels.of_model(loaded.metadata)
+    ranking = Ranking.of_model(loaded.metadata, labels, topk=1)
+    engine = Engine(loaded, choose_backends(loaded), ranking, with_logits=True)
     assert labels.entries is not None
     print(f"Model {loaded.metadata.name}, sha256 {loaded.sha256[:12]}\n")
     print("| pattern | true group | rank | first choice (probability) | lattice true / first | phases |")
@@ -38,7 +42,8 @@ def main(model: str, manifest: str, probe: str = "neutron") -> None:
         path = Path(manifest).parent / row["xy"]
         wavelength = float(row["wavelength_A"].split("/")[0])
         inputs = open_inputs([path], probe=probe, wavelength=wavelength)
-        batch = next(classify_patterns(inputs, loaded, predictor))
+        batch = next(engine.classify(inputs))
+        assert batch.logits is not None
         probabilities = probabilities_from_logits(batch.logits, loaded.metadata.temperature)
         entries = labels.entries.summed(probabilities)[0]
         lattices = labels.bravais.summed(probabilities)[0]

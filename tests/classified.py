@@ -112,17 +112,23 @@ def columns(topk=5, task="all", logits=False, **changes):
     return Columns(described, Labels.of_model(described), topk, task, logits)
 
 
-def batch_of(logits, flag=None, space_group=None, first=0):
-    """Return patterns with these logits; the true groups are unknown where left out."""
-    n = len(logits)
+def batch_of(made, logits, flag=None, space_group=None, first=0):
+    """Return patterns with these logits, ranked for some columns; the true groups unknown if left out."""
+    n, logits = len(logits), np.asarray(logits, np.float32)
     return ClassifiedBatch(
         first,
         [f"entry {row}" for row in range(n)],
         flag or [""] * n,
         [""] * n,
         np.zeros(n, np.int16) if space_group is None else np.array(space_group, np.int16),
-        np.asarray(logits, np.float32),
+        made.ranking.ranks(logits, compiled=False),
+        logits,
     )
+
+
+def table_of(made, logits, **about):
+    """Return the rows of patterns with these logits (see `batch_of`)."""
+    return made.table(batch_of(made, logits, **about))
 
 
 def random_logits(n=50, n_classes=N_CLASSES, seed=0):

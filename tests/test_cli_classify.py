@@ -117,17 +117,17 @@ def test_a_kill_and_resume_give_the_same_rows(bundled, tmp_path):
     """SIGKILL a real process between two parts, resume it, compare with an uninterrupted run."""
     archive = make_archive(tmp_path / "a.zarr", make_patterns(1100), shard_size=256)
     script = tmp_path / "dying.py"
-    script.write_text(
+    script.write_text(  # the third and last span is the only short one
         "import os, signal, sys\n"
-        "import hxrd.classify.engine as engine\n"
         "import hxrd.classify.run as running\n"
+        "from hxrd.classify.backends.native import NativeBackend\n"
         "running.FLUSH_ROWS = 1\n"
-        "original = engine.Predictor.__call__\n"
-        "def predict(self, prepared, first=0):\n"
-        "    if first >= 512:\n"
+        "original = NativeBackend.logits\n"
+        "def logits(self, x):\n"
+        "    if len(x) < 512:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return original(self, prepared, first)\n"
-        "engine.Predictor.__call__ = predict\n"
+        "    return original(self, x)\n"
+        "NativeBackend.logits = logits\n"
         "from hxrd.cli.main import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )

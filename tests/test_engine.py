@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from classified import TWO_THETA, WAVELENGTH, make_archive, make_model, make_patterns, write_xye
 
-from hxrd.classify.engine import Predictor, classify_patterns
+from hxrd.classify.backends import choose_backends
+from hxrd.classify.engine import Engine
 from hxrd.classify.inputs import open_inputs
-from hxrd.classify.labels import probabilities_from_logits
-from hxrd.errors import HxrdError, InputError, UsageError
+from hxrd.classify.labels import Labels, probabilities_from_logits
+from hxrd.classify.results import Columns
+from hxrd.errors import InputError, UsageError
 from hxrd.models.registry import load_model
 
 
@@ -16,9 +18,17 @@ def loaded(tmp_path_factory):
     return load_model(make_model(tmp_path_factory.mktemp("model") / "tiny.safetensors"))
 
 
-def classified(patterns, loaded, batch_size=8, **span):
-    predictor = Predictor(loaded, "cpu", "fp32", batch_size)
-    return list(classify_patterns(patterns, loaded, predictor, **span))
+SMALL, LARGE = 1, 10**6  # patterns of a job: done in NumPy, and by compiled kernels
+
+
+def engine_of(loaded, backends=None, batch_size=8, job=SMALL):
+    columns = Columns(loaded.metadata, Labels.of_model(loaded.metadata), logits=True)
+    backends = backends or choose_backends(loaded, "cpu", batch_size=batch_size, n_patterns=job)
+    return Engine.of(loaded, backends, columns, job)
+
+
+def classified(patterns, loaded, batch_size=8, job=SMALL, **span):
+    return list(engine_of(loaded, batch_size=batch_size, job=job).classify(patterns, **span))
 
 
 def test_an_archive_gives_the_networks_own_logits(tmp_path, loaded):
@@ -37,9 +47,9 @@ def test_an_archive_gives_the_networks_own_logits(tmp_path, loaded):
 
 def test_ranges_give_exactly_the_rows_of_the_whole(tmp_path, loaded):
     patterns = open_inputs([make_archive(tmp_path / "a.zarr", make_patterns(70))])
-    whole = np.concatenate([batch.logits for batch in classified(patterns, loaded)])
+    whole = np.concatenate([batch.logits for batch in classified(patterns, loaded, job=LARGE)])
     for start, stop in [(0, 1), (13, 14), (5, 61), (64, 70)]:
-        batches = classified(patterns, loaded, start=start, stop=stop)
+        batches = classified(patterns, loaded, job=LARGE, start=start, stop=stop)
         assert batches[0].first == start
         assert np.array_equal(np.concatenate([batch.logits for batch in batches]), whole[start:stop])
 
@@ -147,14 +157,3 @@ def test_files_never_get_a_guessed_wavelength_or_probe(tmp_path):
     assert (one.probe, one.wavelength) == ("neutron", 1.8857)
     (one,) = open_inputs([stated], wavelength=1.5).inputs
     assert one.wavelength == 1.5
-
-
-def test_no_such_device():
-    import torch
-
-    from hxrd.classify.engine import resolve_device
-
-    count = torch.cuda.device_count()
-    with pytest.raises(HxrdError, match="no device"):
-        resolve_device(f"cuda:{count}")
-    assert resolve_device("cpu").type == "cpu"

@@ -1,7 +1,7 @@
 """What a reader sees: the summary and the table of the first patterns."""
 
 import numpy as np
-from classified import CLASSES, batch_of, columns, random_logits
+from classified import CLASSES, batch_of, columns, random_logits, table_of
 
 from hxrd.classify.preview import Summary, first_rows
 
@@ -12,7 +12,7 @@ def test_summary_counts_truths_with_twins_merged():
         logits[row, CLASSES.index(number)] = 9
     logits[2, CLASSES.index(229)] = 5
     made = columns(topk=2)
-    batch = batch_of(logits, flag=["", "", "", "flat"], space_group=[96, 225, 229, 2])
+    batch = batch_of(made, logits, flag=["", "", "", "flat"], space_group=[96, 225, 229, 2])
     summary = Summary(made)
     summary.update(made.table(batch), batch.space_group)
     assert (summary.n_patterns, summary.n_classified, summary.n_known) == (4, 3, 3)
@@ -27,7 +27,7 @@ def test_the_table_marks_the_truth():
     logits[1, CLASSES.index(166)] = 5
     truth = np.array([225, 166, 0], np.int16)
     made = columns(topk=2)
-    lines = first_rows(made.table(batch_of(logits)), truth, made, width=160).splitlines()
+    lines = first_rows(table_of(made, logits), truth, made, width=160).splitlines()
     assert len(lines) == 4
     assert "✓1 Fm-3m" in lines[1]
     assert "✓2 R-3m" in lines[2]
@@ -37,7 +37,7 @@ def test_the_table_marks_the_truth():
 
 def test_a_narrow_terminal_wraps_candidates_only():
     made = columns(topk=5)
-    table = made.table(batch_of(random_logits(2)))
+    table = table_of(made, random_logits(2))
     text = first_rows(table, np.zeros(2, np.int16), made, width=80)
     assert max(len(line) for line in text.splitlines()) <= 80
     assert len(text.splitlines()) > 3

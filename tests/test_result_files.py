@@ -1,15 +1,18 @@
 """Result files: formats, metadata, interruption and resume."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
-from classified import batch_of, make_archive, make_model, make_patterns, random_logits
+from classified import make_archive, make_model, make_patterns, random_logits, table_of
 
-from hxrd.classify.engine import Predictor
+from hxrd.classify.backends import choose_backends
+from hxrd.classify.backends.native import NativeBackend
+from hxrd.classify.engine import Engine
 from hxrd.classify.inputs import Concatenation, open_inputs
 from hxrd.classify.labels import Labels
 from hxrd.classify.output import ResultStore
@@ -27,8 +30,8 @@ def loaded(tmp_path_factory):
 def plan(patterns: Concatenation, loaded, **changes):
     settings = {"topk": 3, "task": "all", "logits": False} | changes
     made = Columns(loaded.metadata, Labels.of_model(loaded.metadata), **settings)
-    predictor = Predictor(loaded, "cpu", "fp32", 8)
-    return Classification(patterns, loaded, predictor, made, 0, patterns.n_patterns, "hxrd classify a.zarr")
+    engine = Engine.of(loaded, choose_backends(loaded, "cpu", n_patterns=1), made, 1)
+    return Classification(patterns, engine, made, 0, patterns.n_patterns, "hxrd classify a.zarr")
 
 
 @pytest.fixture
@@ -85,14 +88,14 @@ def test_a_resumed_run_gives_the_same_rows(tmp_path, loaded, monkeypatch):
     classify_to_file(run, tmp_path / "whole.parquet")
     whole = pyarrow.parquet.read_table(tmp_path / "whole.parquet")
 
-    class DyingPredictor(Predictor):
-        def __call__(self, prepared, first=0):
-            if first >= 1024:
+    class DyingBackend(NativeBackend):
+        def logits(self, x):
+            if len(x) < 512:
                 raise Killed
-            return super().__call__(prepared, first)
+            return super().logits(x)
 
-    dying = Classification(
-        run.patterns, loaded, DyingPredictor(loaded, "cpu", "fp32", 8), run.columns, 0, 1400, run.command
+    dying = dataclasses.replace(
+        run, engine=dataclasses.replace(run.engine, backends=[DyingBackend(loaded, n_patterns=1)])
     )
     output = tmp_path / "cut.parquet"
     with pytest.raises(Killed):
@@ -110,7 +113,7 @@ def test_a_resumed_run_gives_the_same_rows(tmp_path, loaded, monkeypatch):
 def interrupted(path, run):
     """Leave the parts of a run that was killed after ten patterns."""
     store = ResultStore(path, run.description(), run.columns.schema)
-    store.append(run.columns.table(batch_of(random_logits(10))))
+    store.append(table_of(run.columns, random_logits(10)))
     store.close()
 
 
@@ -131,7 +134,7 @@ def test_resume_with_nothing_to_resume_starts_afresh(tmp_path, patterns, loaded)
 def test_a_part_after_a_gap_is_done_again(tmp_path, patterns, loaded):
     run, output = plan(patterns, loaded), tmp_path / "out.parquet"
     store = ResultStore(output, run.description(), run.columns.schema)
-    table = run.columns.table(batch_of(random_logits(10)))
+    table = table_of(run.columns, random_logits(10))
     store.append(table)
     store.append(table)
     store.close()

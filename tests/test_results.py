@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
-from classified import CLASSES, batch_of, columns, model_metadata, random_logits
+from classified import CLASSES, columns, model_metadata, random_logits, table_of
 
 from hxrd.classify.labels import Labels
 from hxrd.classify.results import Columns
@@ -20,7 +20,7 @@ from hxrd.crystal.symmetry import (
 
 
 def test_the_columns_of_the_contract():
-    table = columns(topk=2, logits=True).table(batch_of(random_logits(3)))
+    table = table_of(columns(topk=2, logits=True), random_logits(3))
     assert table.column_names == [
         "pattern",
         "source_id",
@@ -46,7 +46,7 @@ def test_the_columns_of_the_contract():
 @pytest.mark.parametrize("classes", [CLASSES, SPACE_GROUPS_144, tuple(range(1, 231))])
 def test_rows_equal_a_plain_recount(classes):
     logits = random_logits(20, len(classes))
-    table = columns(topk=4, classes=classes, temperature=1.7).table(batch_of(logits))
+    table = table_of(columns(topk=4, classes=classes, temperature=1.7), logits)
     for row, values in enumerate(table.to_pylist()):
         exponentials = np.exp(logits[row].astype(float) / 1.7)
         probability = dict(zip(classes, exponentials / exponentials.sum(), strict=True))
@@ -73,7 +73,7 @@ def test_rows_equal_a_plain_recount(classes):
 def test_twins_are_one_entry_with_both_symbols():
     logits = np.full((1, len(CLASSES)), -20.0)
     logits[0, CLASSES.index(92)], logits[0, CLASSES.index(96)] = 1.0, 1.2
-    row = columns(topk=len(CLASSES)).table(batch_of(logits)).to_pylist()[0]
+    row = table_of(columns(topk=len(CLASSES)), logits).to_pylist()[0]
     assert row["space_group_1"] == 92
     assert row["symbol_1"] == "P4_1 2_1 2 | P4_3 2_1 2"
     assert row["probability_1"] == pytest.approx(1, abs=1e-6)
@@ -84,12 +84,12 @@ def test_twins_are_one_entry_with_both_symbols():
 
 
 def test_a_twin_that_is_no_class_is_still_named():
-    row = columns(topk=1, classes=(144, 225)).table(batch_of([[5.0, 0.0]])).to_pylist()[0]
+    row = table_of(columns(topk=1, classes=(144, 225)), [[5.0, 0.0]]).to_pylist()[0]
     assert (row["space_group_1"], row["symbol_1"]) == (144, "P3_1 | P3_2")
 
 
 def test_probabilities_sum_to_one_over_all_entries():
-    table = columns(topk=len(CLASSES)).table(batch_of(random_logits()))
+    table = table_of(columns(topk=len(CLASSES)), random_logits())
     total = sum(np.nan_to_num(table[f"probability_{rank}"].to_numpy()) for rank in range(1, len(CLASSES) + 1))
     assert np.allclose(total, 1, atol=1e-6)
 
@@ -97,7 +97,7 @@ def test_probabilities_sum_to_one_over_all_entries():
 def test_flagged_rows_have_empty_predictions():
     logits = random_logits(3)
     logits[1] = np.nan
-    table = columns(topk=2, logits=True).table(batch_of(logits, flag=["", "not-finite", ""]))
+    table = table_of(columns(topk=2, logits=True), logits, flag=["", "not-finite", ""])
     rows = table.to_pylist()
     filled = {name for name, value in rows[1].items() if value is not None}
     assert filled == {"pattern", "source_id", "flag"}
@@ -108,15 +108,15 @@ def test_flagged_rows_have_empty_predictions():
 def test_low_confidence_is_flagged_but_predicted():
     logits = np.zeros((2, len(CLASSES)))
     logits[1, 0] = 50
-    rows = columns(low_confidence=0.5).table(batch_of(logits)).to_pylist()
+    rows = table_of(columns(low_confidence=0.5), logits).to_pylist()
     assert [row["flag"] for row in rows] == ["low-confidence", ""]
     assert rows[0]["space_group_1"] is not None
 
 
 def test_tasks_choose_the_columns():
-    batch = batch_of(random_logits(2))
-    bravais = columns(task="bravais").table(batch).column_names
-    groups = columns(task="space-group", topk=1).table(batch).column_names
+    logits = random_logits(2)
+    bravais = table_of(columns(task="bravais"), logits).column_names
+    groups = table_of(columns(task="space-group", topk=1), logits).column_names
     assert bravais == [
         "pattern",
         "source_id",
@@ -132,7 +132,7 @@ def test_tasks_choose_the_columns():
 def test_a_lattice_model_fills_the_lattice_columns_only():
     described = model_metadata(task="bravais", classes=("cF", "hP", "aP"))
     made = Columns(described, Labels.of_model(described), topk=2)
-    row = made.table(batch_of([[0.0, 3.0, 0.0]])).to_pylist()[0]
+    row = table_of(made, [[0.0, 3.0, 0.0]]).to_pylist()[0]
     assert row["bravais_lattice"] == "hP"
     assert row["bravais_probability"] == pytest.approx(np.e**3 / (np.e**3 + 2), rel=1e-5)
     others = set(row) - {"pattern", "source_id", "bravais_lattice", "bravais_probability", "flag"}

@@ -12,6 +12,7 @@ import zarr
 from numpy.typing import NDArray
 
 from hxrd.archive import schema
+from hxrd.archive.shards import ShardReader
 from hxrd.errors import InputError
 
 Result = TypeVar("Result")
@@ -249,8 +250,9 @@ class Archive:
 
     def _read(self, name: str, start: int, stop: int) -> NDArray[Any]:
         array = schema.member(self.group, name)
+        shards = ShardReader.of(array, self.path)
         try:
-            return np.asarray(array[start:stop])
+            return shards.read(start, stop) if shards else np.asarray(array[start:stop])
         except Exception as error:  # the codecs raise errors of many types
             if isinstance(error, MemoryError):
                 raise

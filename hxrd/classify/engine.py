@@ -1,27 +1,36 @@
-"""From patterns to logits, in a bounded stream: threads read and prepare ahead while the network runs.
+"""From patterns to ranks, in a bounded stream: threads read and prepare ahead while the network runs.
 
-Shape suffixes: B batch, C channels, L positions along the pattern.
+Readers bring the patterns of a span (some hundred consecutive ones) to the network's input; workers, two for
+each device so that one prepares while the other computes, put spans through the network and rank the
+classes; the caller takes the spans in their order, and writes. Each stage waits when the next is
+a few spans behind, so memory does not grow with the number of patterns.
 """
 
+import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from queue import SimpleQueue
+from threading import local
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from hxrd.classify.backends import Backend, PinnedInput, RanksOnDevice, Shrinking
 from hxrd.classify.inputs import REJECTED, Concatenation, PatternSlice
-from hxrd.classify.results import ClassifiedBatch
-from hxrd.errors import HxrdError, InputError, UsageError
+from hxrd.classify.ranking import Ranking, Ranks
+from hxrd.classify.results import ClassifiedBatch, Columns
+from hxrd.cores import available_cores
+from hxrd.errors import InputError
+from hxrd.kernels.compiled import worth_compiling
 from hxrd.models.preprocess import Grid, coverage, doubts, preprocess_batch
 from hxrd.models.registry import LoadedModel, ModelMetadata, network_input
 
-BATCH_ON_CPU, BATCH_ON_GPU = 64, 1024
-LEAST_READ = 512  # patterns read at a time
-READERS = 2
+LEAST_SPAN = 512  # patterns read at a time
+WORKERS_A_DEVICE = 2
+MOST_READERS = 16
 
 REASONS = {
     "not-finite": "an intensity is not a finite number",
@@ -29,92 +38,211 @@ REASONS = {
     "out-of-range": "too little of the model's range is covered",
 }
 
-
-def resolve_device(device: str) -> torch.device:
-    """Return the device for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-
-    Raises
-    ------
-    HxrdError
-        There is no such device.
-    UsageError
-        Several devices are named.
-    """
-    if "," in device:
-        raise UsageError(f"--device {device}: one device at a time; give the first alone")
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    wanted = torch.device(device)
-    n_present = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wanted.type == "cuda" and (wanted.index or 0) >= n_present:
-        raise HxrdError(f"no device {device} ({n_present} CUDA devices here); give --device cpu or auto")
-    return wanted
+logger = logging.getLogger("hxrd")
 
 
-class Predictor:
-    """A network on its device, run on batches of one fixed size.
-
-    A pattern stands at the same place of an equally large batch however a run is cut into ranges, so a
-    resumed run gives the same numbers as an uninterrupted one.
+@dataclass(frozen=True, eq=False)
+class Engine:
+    """A model on its devices, ready to classify.
 
     Parameters
     ----------
     loaded : LoadedModel
-        The model.
-    device : {"auto", "cpu", "cuda", "cuda:N"}
-        Where it runs.
-    precision : {"auto", "fp32", "bf16"}
-        ``auto`` is bf16 on a CUDA device that has it and fp32 elsewhere.
-    batch_size : int, optional
-        64 on a CPU and 1024 on a GPU where left out.
-
-    Raises
-    ------
-    HxrdError
-        There is no such device.
+        The model; its metadata say how patterns are prepared.
+    backends : sequence of Backend
+        One for each device.
+    ranking : Ranking
+        What to rank.
+    with_logits : bool
+        Keep the logits as well.
+    compiled : bool
+        Prepare and rank by compiled kernels, which is worth it for more than a few patterns.
+    readers : int, optional
+        Threads that read and prepare; one for each core, at most 16, where left out.
     """
 
-    def __init__(
-        self,
-        loaded: LoadedModel,
-        device: str = "auto",
-        precision: str = "auto",
-        batch_size: int | None = None,
-    ):
-        self.device = resolve_device(device)
-        on_gpu = self.device.type == "cuda"
-        self.batch_size = batch_size or (BATCH_ON_GPU if on_gpu else BATCH_ON_CPU)
-        if precision == "auto":
-            precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
-        self.precision = precision
-        self.n_classes = loaded.metadata.n_classes
-        self._model = loaded.model.to(self.device).eval()
-        # On a CPU a batch for each thread: the layers are too small to be shared out among threads.
-        n_threads = 1 if on_gpu else torch.get_num_threads()
-        self._threads = ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,))
+    loaded: LoadedModel
+    backends: Sequence[Backend]
+    ranking: Ranking
+    with_logits: bool = False
+    compiled: bool = False
+    readers: int | None = None
 
-    def __call__(self, prepared: NDArray[np.float32], first: int = 0) -> NDArray[np.float32]:
-        """Return logits (n, n_classes) of network inputs (n, n_points), the first being pattern `first`."""
-        n, lead = len(prepared), first % self.batch_size
-        padded_length = -(-(lead + n) // self.batch_size) * self.batch_size
-        padded = np.zeros((padded_length, prepared.shape[1]), np.float32)
-        padded[lead : lead + n] = prepared
-        batches = np.split(padded, padded_length // self.batch_size)
-        logits = list(self._threads.map(self._logits, batches))
-        return np.concatenate(logits)[lead : lead + n]
+    @classmethod
+    def of(
+        cls, loaded: LoadedModel, backends: Sequence[Backend], columns: Columns, n_patterns: int
+    ) -> "Engine":
+        """Return an engine for the columns of a result of `n_patterns` patterns."""
+        return cls(loaded, backends, columns.ranking, columns.logits, worth_compiling(n_patterns))
 
-    @torch.inference_mode()
-    def _logits(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        x_BCL = torch.from_numpy(batch)[:, None].to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            logits = self._model(x_BCL)
-        return logits.float().cpu().numpy()
+    @property
+    def span(self) -> int:
+        """Patterns that are read and classified together: whole batches."""
+        batch = max(backend.batch_size for backend in self.backends)
+        return -(-LEAST_SPAN // batch) * batch
+
+    def classify(
+        self, patterns: Concatenation, *, start: int = 0, stop: int | None = None
+    ) -> Iterator[ClassifiedBatch]:
+        """Classify patterns in their order.
+
+        A pattern stands at the same place of an equal span however a run is cut into ranges, so a resumed
+        run gives the same numbers as an uninterrupted one.
+
+        Parameters
+        ----------
+        patterns : Concatenation
+            Where they come from.
+        start, stop : int
+            The first pattern and the one after the last; all of them where left out.
+
+        Yields
+        ------
+        ClassifiedBatch
+            A span of patterns each, in order.
+
+        Raises
+        ------
+        InputError
+            An archive turns out to be corrupt.
+        """
+        stop = patterns.n_patterns if stop is None else stop
+        size = self.span
+        first_stop = min(stop, (start // size + 1) * size)
+        bounds = [start, *range(first_stop, stop, size), stop] if start < stop else []
+        yield from _Work(self, patterns).run(list(pairwise(bounds)))
+
+
+class _Work:
+    """One run of an engine: its threads and what they do."""
+
+    def __init__(self, engine: Engine, patterns: Concatenation):
+        metadata = engine.loaded.metadata
+        self._engine = engine
+        self._patterns = patterns
+        self._target = Grid.of_range(*metadata.grid, metadata.wavelength)
+        self._own = local()  # each worker thread's backend
+        self._free: SimpleQueue[Backend] = SimpleQueue()
+        for backend in list(engine.backends) * WORKERS_A_DEVICE:
+            self._free.put(backend)
+
+    def run(self, spans: list[tuple[int, int]]) -> Iterator[ClassifiedBatch]:
+        """Yield the spans in order, a few of them begun before they are asked for."""
+        n_workers = min(WORKERS_A_DEVICE * len(self._engine.backends), len(spans))
+        n_readers = min(self._engine.readers or min(available_cores(), MOST_READERS), len(spans))
+        if not spans:
+            return
+        waiting: deque[Future[ClassifiedBatch]] = deque()
+        with (
+            ThreadPoolExecutor(n_readers, "hxrd-read") as readers,
+            ThreadPoolExecutor(n_workers, "hxrd-network", self._take_backend) as workers,
+        ):
+            try:
+                for span in spans:
+                    waiting.append(workers.submit(self._classify, readers.submit(self._load, *span)))
+                    if len(waiting) >= n_workers + n_readers:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                readers.shutdown(wait=False, cancel_futures=True)
+                workers.shutdown(wait=False, cancel_futures=True)
+
+    def _take_backend(self) -> None:
+        self._own.backend = self._free.get()
+
+    def _load(self, first: int, end: int) -> "_Loaded":
+        x = self._room(end - first)
+        loaded = _Loaded(first, x)
+        for part in self._patterns.read(first, end):
+            row = len(loaded.flag)
+            flag, reason = self._prepare(part, x[row : row + len(part.source_id)])
+            loaded.source_id += part.source_id
+            loaded.flag += flag
+            loaded.reason += reason
+            loaded.space_group.append(part.space_group)
+        return loaded
+
+    def _room(self, n: int) -> NDArray[np.float32]:
+        shape = (n, self._engine.loaded.metadata.n_points)
+        backend = self._engine.backends[0]
+        return backend.empty_input(shape) if isinstance(backend, PinnedInput) else np.empty(shape, np.float32)
+
+    def _prepare(self, part: PatternSlice, out: NDArray[np.float32]) -> tuple[list[str], list[str]]:
+        """Fill `out` with network inputs; return flags and reasons."""
+        try:
+            flags = prepare(
+                part, self._engine.loaded.metadata, self._target, out, compiled=self._engine.compiled
+            )
+        except InputError as error:  # a grid that no pattern can have
+            out[:] = 0
+            return [REJECTED] * len(out), [str(error)] * len(out)
+        if not any(flags):
+            return flags, part.reason
+        return flags, [
+            reason or REASONS.get(flag, "") for reason, flag in zip(part.reason, flags, strict=True)
+        ]
+
+    def _classify(self, loading: "Future[_Loaded]") -> ClassifiedBatch:
+        loaded, backend = loading.result(), self._own.backend
+        lead = loaded.first % backend.batch_size  # where a range begins within a batch
+        x = np.concatenate([np.zeros((lead, loaded.x.shape[1]), np.float32), loaded.x]) if lead else loaded.x
+        ranks, logits = self._ranked(backend, x)
+        if lead:
+            ranks, logits = ranks.after(lead), None if logits is None else logits[lead:]
+        return ClassifiedBatch(
+            loaded.first,
+            loaded.source_id,
+            loaded.flag,
+            loaded.reason,
+            np.concatenate(loaded.space_group),
+            ranks,
+            logits,
+        )
+
+    def _ranked(self, backend: Backend, x: NDArray[np.float32]) -> tuple[Ranks, NDArray[np.float32] | None]:
+        """Put a span through the network, in smaller batches where memory does not suffice."""
+        engine = self._engine
+        while True:
+            size = backend.batch_size
+            try:
+                if isinstance(backend, RanksOnDevice):
+                    return backend.ranks(x, engine.ranking, engine.with_logits)
+                logits = backend.logits(x)
+                ranks = engine.ranking.ranks(logits, compiled=engine.compiled)
+                return ranks, logits if engine.with_logits else None
+            except MemoryError:
+                if not (isinstance(backend, Shrinking) and backend.shrink(size)):
+                    raise
+                logger.warning(
+                    "not enough memory on %s for %d patterns at a time: going on with %d",
+                    backend.device,
+                    size,
+                    backend.batch_size,
+                )
+
+
+@dataclass(eq=False)
+class _Loaded:
+    """A span as the network takes it; `space_group` in the pieces of the inputs."""
+
+    first: int
+    x: NDArray[np.float32]
+    source_id: list[str] = field(default_factory=list)
+    flag: list[str] = field(default_factory=list)
+    reason: list[str] = field(default_factory=list)
+    space_group: list[NDArray[np.int16]] = field(default_factory=list)
 
 
 def prepare(
-    patterns: PatternSlice, metadata: ModelMetadata, target: Grid
-) -> tuple[NDArray[np.float32], list[str]]:
-    """Bring patterns to a model's grid and say which of them cannot be classified.
+    patterns: PatternSlice,
+    metadata: ModelMetadata,
+    target: Grid,
+    out: NDArray[np.float32],
+    *,
+    compiled: bool = True,
+) -> list[str]:
+    """Bring patterns to a model's input and say which of them cannot be classified.
 
     Parameters
     ----------
@@ -124,12 +252,14 @@ def prepare(
         Of the model.
     target : Grid
         Its grid and wavelength.
+    out : ndarray, shape (n, n_points), float32
+        Filled; rows with a flag are finite but of no meaning.
+    compiled : bool
+        By Numba kernels, or by NumPy; the numbers are the same.
 
     Returns
     -------
-    intensity : ndarray, shape (n, n_points), float32
-        Input of the network; rows with a flag are of no meaning.
-    flag : list of str, length n
+    list of str, length n
         ``rejected``, ``not-finite``, ``flat``, ``out-of-range`` or empty.
 
     Raises
@@ -137,9 +267,9 @@ def prepare(
     InputError
         A grid that no pattern can have.
     """
-    n = len(patterns.source_id)
     if not len(patterns.two_theta):
-        return np.zeros((n, len(target.two_theta)), np.float32), list(patterns.flag)
+        out[:] = 0
+        return list(patterns.flag)
     prepared = preprocess_batch(
         patterns.intensity,
         patterns.two_theta,
@@ -147,97 +277,9 @@ def prepare(
         target,
         metadata.preprocessing == "background",
         probe=metadata.probe,
+        compiled=compiled,
     )
     covered, _, _ = coverage(patterns.two_theta, patterns.wavelength, target)
     seen = doubts(patterns.intensity, prepared, covered)
-    flags = [known or doubt for known, doubt in zip(patterns.flag, seen, strict=True)]
-    return network_input(prepared, metadata), flags
-
-
-def classify_patterns(
-    patterns: Concatenation,
-    loaded: LoadedModel,
-    predictor: Predictor,
-    *,
-    start: int = 0,
-    stop: int | None = None,
-) -> Iterator[ClassifiedBatch]:
-    """Classify patterns in their order.
-
-    Parameters
-    ----------
-    patterns : Concatenation
-        Where they come from.
-    loaded : LoadedModel
-        Its metadata say how patterns are prepared.
-    predictor : Predictor
-        Of the same model.
-    start, stop : int
-        The first pattern and the one after the last; all of them where left out.
-
-    Yields
-    ------
-    ClassifiedBatch
-        Some 512 patterns each. Memory does not grow with their number.
-
-    Raises
-    ------
-    InputError
-        An archive turns out to be corrupt.
-    """
-    metadata = loaded.metadata
-    target = Grid.of_range(*metadata.grid, metadata.wavelength)
-    stop = patterns.n_patterns if stop is None else stop
-    size = -(-LEAST_READ // predictor.batch_size) * predictor.batch_size
-    first_stop = min(stop, (start // size + 1) * size)
-    bounds = [start, *range(first_stop, stop, size), stop] if start < stop else []
-
-    def load(first: int, end: int) -> tuple[NDArray[np.float32], ClassifiedBatch]:
-        return _load(patterns, metadata, target, first, end)
-
-    spans = list(pairwise(bounds))
-    for prepared, batch in _ahead(load, spans):
-        batch.logits[:] = predictor(prepared, batch.first)
-        yield batch
-
-
-def _load(
-    patterns: Concatenation, metadata: ModelMetadata, target: Grid, first: int, end: int
-) -> tuple[NDArray[np.float32], ClassifiedBatch]:
-    prepared, slices, flags, reasons = [], [], [], []
-    for part in patterns.read(first, end):
-        try:
-            rows, row_flags = prepare(part, metadata, target)
-            reasons += part.reason
-        except InputError as error:
-            n = len(part.source_id)
-            rows, row_flags = np.zeros((n, len(target.two_theta)), np.float32), [REJECTED] * n
-            reasons += [str(error)] * n
-        prepared.append(rows)
-        flags += row_flags
-        slices.append(part)
-    batch = ClassifiedBatch(
-        first,
-        [name for part in slices for name in part.source_id],
-        flags,
-        [reason or REASONS.get(flag, "") for reason, flag in zip(reasons, flags, strict=True)],
-        np.concatenate([part.space_group for part in slices]),
-        np.zeros((end - first, metadata.n_classes), np.float32),
-    )
-    return np.concatenate(prepared), batch
-
-
-def _ahead(load: Callable[[int, int], Any], spans: list[tuple[int, int]]) -> Iterator[Any]:
-    """Yield `load` of each span in order, a few of them begun before they are asked for."""
-    waiting: deque[Future[Any]] = deque()
-    with ThreadPoolExecutor(READERS, thread_name_prefix="hxrd-read") as pool:
-        try:
-            for span in spans:
-                waiting.append(pool.submit(load, *span))
-                if len(waiting) > READERS:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+    network_input(prepared, metadata, out=out)
+    return [known or doubt for known, doubt in zip(patterns.flag, seen, strict=True)]

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from hxrd.classify.arrow import numbers, texts
 from hxrd.classify.results import LOW_CONFIDENCE, Columns
 from hxrd.crystal.symmetry import bravais_lattice, merged_number, symbol
 
@@ -19,6 +21,10 @@ LONGEST_SOURCE = 28
 RIGHT, WRONG = "✓", "✗"
 GAP = "   "
 HARD_SPACE = "\N{NO-BREAK SPACE}"  # within a symbol: lines are not broken there
+
+# By space group; 0 is none.
+_MERGED = np.array([0, *map(merged_number, range(1, 231))], np.int16)
+_LATTICES = texts(["", *map(bravais_lattice, range(1, 231))])
 
 
 @dataclass
@@ -44,19 +50,32 @@ class Summary:
     def update(self, table: pa.Table, space_group: NDArray[np.int16]) -> None:
         """Count the rows of a table, whose true groups (0 where unknown) are `space_group`, shape (n,)."""
         self.n_patterns += table.num_rows
-        flags = table["flag"].to_pylist()
-        self.flags.update(flag for flag in flags if flag)
-        for row, (flag, number) in enumerate(zip(flags, space_group.tolist(), strict=True)):
-            if number and flag in ("", LOW_CONFIDENCE):
-                self._count_truth(table, row, number)
+        counts = {item["values"]: item["counts"] for item in table["flag"].value_counts().to_pylist()}
+        flags = {flag: count for flag, count in counts.items() if flag}
+        self.flags.update(flags)
+        known = np.asarray(space_group) > 0
+        if flags.keys() - {LOW_CONFIDENCE}:
+            known &= np.array([flag in ("", LOW_CONFIDENCE) for flag in table["flag"].to_pylist()])
+        if known.all():
+            self._count_truths(table, space_group)
+        elif known.any():
+            self._count_truths(table.take(numbers(np.flatnonzero(known), pa.int64())), space_group[known])
 
-    def _count_truth(self, table: pa.Table, row: int, number: int) -> None:
-        self.n_known += 1
-        rank = rank_of_truth(table, row, number, self.columns.topk)
-        self.n_first += rank == 1
-        self.n_among += rank is not None
+    def _count_truths(self, table: pa.Table, space_group: NDArray[np.int16]) -> None:
+        self.n_known += len(space_group)
+        true = _MERGED[space_group]
+        among = np.zeros(len(true), bool)
+        for rank in range(1, self.columns.topk + 1):
+            name = f"space_group_{rank}"
+            if name not in table.column_names:
+                break
+            hit = table[name].fill_null(0).to_numpy() == true
+            self.n_first += int(hit.sum()) if rank == 1 else 0
+            among |= hit
+        self.n_among += int(among.sum())
         if "bravais_lattice" in table.column_names:
-            self.n_lattice += table["bravais_lattice"][row].as_py() == bravais_lattice(number)
+            right = pc.equal(table["bravais_lattice"], _LATTICES.take(numbers(space_group, pa.int16())))
+            self.n_lattice += pc.sum(right).as_py() or 0
 
     @property
     def n_classified(self) -> int:
@@ -119,8 +138,8 @@ def first_rows(table: pa.Table, space_group: NDArray[np.int16], columns: Columns
     heading = "likeliest space groups" if columns.task != "bravais" and columns.labels.entries else ""
     lines = _aligned(headings, widths, heading, room)
     ranked = _candidates(table, columns, room)
-    for texts, candidates in zip(rows, ranked, strict=True):
-        lines += _aligned(texts, widths, candidates, room)
+    for row, candidates in zip(rows, ranked, strict=True):
+        lines += _aligned(row, widths, candidates, room)
     return "\n".join(line.rstrip() for line in lines)
 
 

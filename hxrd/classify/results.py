@@ -1,14 +1,17 @@
-"""The columns of a result, one row for each pattern, from a model's logits."""
+"""The columns of a result, one row for each pattern, from what the model says of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hxrd.classify.labels import Grouping, Labels, probabilities_from_logits
+from hxrd.classify.arrow import lists, numbers, texts
+from hxrd.classify.labels import Grouping, Labels
+from hxrd.classify.ranking import EXTINCTION, LATTICE, SYSTEM, Ranking, Ranks
 from hxrd.models.registry import ModelMetadata
 
 Task = Literal["space-group", "bravais", "all"]
@@ -18,7 +21,7 @@ LOW_CONFIDENCE = "low-confidence"
 
 @dataclass(frozen=True, eq=False)
 class ClassifiedBatch:
-    """Consecutive patterns and what the network says of them.
+    """Consecutive patterns and what the model says of them.
 
     Parameters
     ----------
@@ -32,8 +35,10 @@ class ClassifiedBatch:
         The same in words, for the log; empty where `flag` is.
     space_group : ndarray, shape (n,)
         What the archive says is true; 0 where unknown.
-    logits : ndarray, shape (n, n_classes), float32
+    ranks : Ranks
         Meaningless in rows with a flag.
+    logits : ndarray, shape (n, n_classes), float32, or None
+        Meaningless in rows with a flag; None where not asked for.
     """
 
     first: int
@@ -41,7 +46,8 @@ class ClassifiedBatch:
     flag: list[str]
     reason: list[str]
     space_group: NDArray[np.int16]
-    logits: NDArray[np.float32]
+    ranks: Ranks
+    logits: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         """Return the number of patterns."""
@@ -72,18 +78,23 @@ class Columns:
     task: Task = "all"
     logits: bool = False
 
-    @property
-    def _ranks(self) -> range:
-        return range(1, self.topk + 1)
+    @cached_property
+    def ranking(self) -> Ranking:
+        """How logits become the ranks of these columns."""
+        return Ranking.of_model(self.metadata, self.labels, self.topk)
 
     @property
+    def _places(self) -> range:
+        return range(1, self.topk + 1)
+
+    @cached_property
     def schema(self) -> pa.Schema:
         """Names and types of the columns, in order."""
         fields: list[tuple[str, pa.DataType]] = [("pattern", pa.int64()), ("source_id", pa.string())]
         if self.task != "bravais":
-            fields += [(f"space_group_{rank}", pa.int16()) for rank in self._ranks]
-            fields += [(f"symbol_{rank}", pa.string()) for rank in self._ranks]
-            fields += [(f"probability_{rank}", pa.float32()) for rank in self._ranks]
+            fields += [(f"space_group_{place}", pa.int16()) for place in self._places]
+            fields += [(f"symbol_{place}", pa.string()) for place in self._places]
+            fields += [(f"probability_{place}", pa.float32()) for place in self._places]
             fields += [("extinction_group", pa.string()), ("extinction_probability", pa.float32())]
         if self.task != "space-group":
             fields += [("bravais_lattice", pa.string()), ("bravais_probability", pa.float32())]
@@ -94,74 +105,67 @@ class Columns:
 
     def table(self, batch: ClassifiedBatch) -> pa.Table:
         """Return the rows of a batch, shape of `schema`; rows with a flag have empty predictions."""
-        blank = np.array([bool(flag) for flag in batch.flag], dtype=bool)
-        probabilities = probabilities_from_logits(
-            np.where(blank[:, None], 0, batch.logits), self.metadata.temperature
-        )
+        blank = np.fromiter(map(bool, batch.flag), bool, len(batch))
         columns: dict[str, Any] = {
-            "pattern": np.arange(batch.first, batch.first + len(batch)),
-            "source_id": batch.source_id,
+            "pattern": numbers(np.arange(batch.first, batch.first + len(batch)), pa.int64()),
+            "source_id": texts(batch.source_id),
+            "flag": texts(self._flags(batch.flag, batch.ranks, blank)),
         }
-        columns |= self._space_groups(probabilities, blank)
-        columns |= _best(
-            self.labels.extinction, probabilities, blank, "extinction_group", "extinction_probability"
-        )
-        columns |= _best(self.labels.bravais, probabilities, blank, "bravais_lattice", "bravais_probability")
-        columns |= _best(self.labels.system, probabilities, blank, "crystal_system", "")
-        columns["flag"] = self._flags(batch.flag, probabilities, blank)
+        columns |= self._of_entries(batch.ranks, blank)
+        columns |= self._of_groups(batch.ranks, blank)
         if self.logits:
-            columns["logits"] = [
-                None if empty else row for row, empty in zip(batch.logits, blank, strict=True)
-            ]
-        return pa.table({field.name: columns[field.name] for field in self.schema}, schema=self.schema)
+            if batch.logits is None:
+                raise ValueError("these columns hold logits, which the patterns were classified without")
+            columns["logits"] = lists(batch.logits, blank)
+        return pa.table([columns[name] for name in self.schema.names], schema=self.schema)
 
-    def _space_groups(
-        self, probabilities: NDArray[np.float64], blank: NDArray[np.bool_]
-    ) -> dict[str, pa.Array]:
-        """Rank the entries, likeliest first; equal ones by the model's order."""
-        entries = self.labels.entries
-        n_entries = len(entries.names) if entries else 0
-        summed = entries.summed(probabilities) if entries else probabilities
-        order = np.argsort(-summed, axis=1, kind="stable")
+    def _of_entries(self, ranks: Ranks, blank: NDArray[np.bool_]) -> dict[str, pa.Array]:
+        """Return the columns of ranked entries; those beyond the last entry are empty."""
         columns: dict[str, pa.Array] = {}
-        for rank in self._ranks:
-            names = (f"space_group_{rank}", f"symbol_{rank}", f"probability_{rank}")
-            if rank > n_entries:
-                types = (pa.int16(), pa.string(), pa.float32())
-                columns |= {name: pa.nulls(len(blank), kind) for name, kind in zip(names, types, strict=True)}
+        for place in self._places:
+            number, symbol, likely = (f"{name}_{place}" for name in ("space_group", "symbol", "probability"))
+            if place > ranks.entries.shape[1]:
+                columns[number] = pa.nulls(len(blank), pa.int16())
+                columns[symbol] = pa.nulls(len(blank), pa.string())
+                columns[likely] = pa.nulls(len(blank), pa.float32())
                 continue
-            entry = order[:, rank - 1]
-            probability = np.take_along_axis(summed, entry[:, None], axis=1)[:, 0]
-            values = (
-                pa.array(self.labels.entry_numbers[entry], mask=blank),
-                pa.array(self.labels.entry_symbols[entry], pa.string(), mask=blank),
-                pa.array(probability.astype(np.float32), mask=blank),
-            )
-            columns |= dict(zip(names, values, strict=True))
+            entry = ranks.entries[:, place - 1]
+            columns[number] = numbers(self.labels.entry_numbers[entry], pa.int16(), blank)
+            columns[symbol] = self._symbols.take(numbers(entry, pa.int16(), blank))
+            columns[likely] = numbers(ranks.probabilities[:, place - 1], pa.float32(), blank)
         return columns
 
-    def _flags(
-        self, flags: Sequence[str], probabilities: NDArray[np.float64], blank: NDArray[np.bool_]
-    ) -> list[str]:
-        ranked = self.labels.entries if self.task != "bravais" else None
-        confidence = (ranked or self.labels.bravais).summed(probabilities).max(axis=1)
+    def _of_groups(self, ranks: Ranks, blank: NDArray[np.bool_]) -> dict[str, pa.Array]:
+        """Return the columns of the coarser groups; empty where the model knows none."""
+        columns: dict[str, pa.Array] = {}
+        for place, name, likely in (
+            (EXTINCTION, "extinction_group", "extinction_probability"),
+            (LATTICE, "bravais_lattice", "bravais_probability"),
+            (SYSTEM, "crystal_system", "system_probability"),
+        ):
+            absent = blank | (ranks.best[:, place] < 0)
+            columns[name] = self._group_names[place].take(numbers(ranks.best[:, place], pa.int16(), absent))
+            columns[likely] = numbers(ranks.best_probabilities[:, place], pa.float32(), absent)
+        return columns
+
+    def _flags(self, flags: Sequence[str], ranks: Ranks, blank: NDArray[np.bool_]) -> Sequence[str]:
+        by_entries = self.labels.entries is not None and self.task != "bravais"
+        confidence = ranks.probabilities[:, 0] if by_entries else ranks.best_probabilities[:, LATTICE]
         doubtful = (confidence < self.metadata.low_confidence) & ~blank
-        return [LOW_CONFIDENCE if doubt else flag for flag, doubt in zip(flags, doubtful, strict=True)]
+        if not doubtful.any():
+            return flags
+        return [
+            LOW_CONFIDENCE if doubt else flag for flag, doubt in zip(flags, doubtful.tolist(), strict=True)
+        ]
+
+    @cached_property
+    def _symbols(self) -> pa.Array:
+        return texts(self.labels.entry_symbols.tolist())
+
+    @cached_property
+    def _group_names(self) -> list[pa.Array]:
+        return [_names_of(one) for one in (self.labels.extinction, self.labels.bravais, self.labels.system)]
 
 
-def _best(
-    grouping: Grouping | None,
-    probabilities: NDArray[np.float64],
-    blank: NDArray[np.bool_],
-    name: str,
-    probability_name: str,
-) -> dict[str, pa.Array]:
-    """Return the likeliest part of a grouping and, under `probability_name`, its summed probability."""
-    if grouping is None:
-        return {name: pa.nulls(len(blank), pa.string()), probability_name: pa.nulls(len(blank), pa.float32())}
-    summed = grouping.summed(probabilities)
-    names = np.array(grouping.names, dtype=object)[summed.argmax(axis=1)]
-    return {
-        name: pa.array(names, pa.string(), mask=blank),
-        probability_name: pa.array(summed.max(axis=1).astype(np.float32), mask=blank),
-    }
+def _names_of(grouping: Grouping | None) -> pa.Array:
+    return texts([] if grouping is None else [str(name) for name in grouping.names])

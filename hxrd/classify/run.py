@@ -12,13 +12,12 @@ import numpy as np
 import pyarrow as pa
 
 from hxrd import __version__
-from hxrd.classify.engine import Predictor, classify_patterns
+from hxrd.classify.engine import Engine
 from hxrd.classify.inputs import Concatenation
 from hxrd.classify.output import ResultStore
 from hxrd.classify.preview import SHOWN, Summary, first_rows
 from hxrd.classify.results import ClassifiedBatch, Columns
 from hxrd.errors import InputError
-from hxrd.models.registry import LoadedModel
 
 FLUSH_SECONDS = 15.0  # the most work that a kill costs
 FLUSH_ROWS = 65_536
@@ -35,10 +34,8 @@ class Classification:
     ----------
     patterns : Concatenation
         What is classified.
-    loaded : LoadedModel
-        The model.
-    predictor : Predictor
-        The model on its device.
+    engine : Engine
+        The model on its devices; it ranks what the columns hold.
     columns : Columns
         Of the result.
     start, stop : int
@@ -48,8 +45,7 @@ class Classification:
     """
 
     patterns: Concatenation
-    loaded: LoadedModel
-    predictor: Predictor
+    engine: Engine
     columns: Columns
     start: int
     stop: int
@@ -58,9 +54,7 @@ class Classification:
     def batches(self, start: int) -> Iterator[ClassifiedBatch]:
         """Classify from `start` on, listing the patterns that cannot be."""
         n_listed = 0
-        for batch in classify_patterns(
-            self.patterns, self.loaded, self.predictor, start=start, stop=self.stop
-        ):
+        for batch in self.engine.classify(self.patterns, start=start, stop=self.stop):
             n_listed += _list_rejected(batch, n_listed)
             yield batch
         if n_listed > MOST_LISTED:
@@ -68,25 +62,26 @@ class Classification:
 
     def description(self) -> dict[str, Any]:
         """Return what must be the same for an interrupted run to be resumed; plain values."""
+        first = self.engine.backends[0]
         return {
             "hxrd": __version__,
             "inputs": [one.fingerprint() for one in self.patterns.inputs],
-            "model": self.loaded.sha256,
+            "model": self.engine.loaded.sha256,
             "range": [self.start, self.stop],
             "columns": [self.columns.topk, self.columns.task, self.columns.logits],
-            "batch_size": self.predictor.batch_size,
-            "precision": self.predictor.precision,
+            "backend": [first.name, first.device.split(":")[0], first.precision, first.batch_size],
         }
 
     def file_metadata(self) -> dict[str, str]:
         """Return the metadata of a result file."""
         usable = self.patterns.usable
         wavelengths = sorted({one.wavelength for one in usable})
-        metadata = self.loaded.metadata
+        loaded = self.engine.loaded
+        metadata = loaded.metadata
         return {
             "hxrd_version": __version__,
             "model_name": metadata.name,
-            "model_sha256": self.loaded.sha256,
+            "model_sha256": loaded.sha256,
             "command": self.command,
             "probe": usable[0].probe if usable else metadata.probe,
             "wavelength": ", ".join(f"{wavelength:.6g}" for wavelength in wavelengths),

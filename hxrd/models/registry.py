@@ -308,7 +308,9 @@ def build_network(weights: Weights, variant: Variant) -> "ResNet1D":
     return model.eval()
 
 
-def network_input(intensity: NDArray[np.float32], metadata: ModelMetadata) -> NDArray[np.float32]:
+def network_input(
+    intensity: NDArray[np.float32], metadata: ModelMetadata, out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
     """Apply the model's transform and offset to patterns on its grid, maximum 1.
 
     Parameters
@@ -317,13 +319,22 @@ def network_input(intensity: NDArray[np.float32], metadata: ModelMetadata) -> ND
         Within [0, 1].
     metadata : ModelMetadata
         Of the model.
+    out : ndarray, shape (..., n_points), float32, optional
+        Where to put the result; a new array where left out.
 
     Returns
     -------
     ndarray, shape (..., n_points), float32
     """
-    transformed = np.sqrt(intensity) if metadata.input_transform == "sqrt" else intensity
-    return (transformed + np.float32(metadata.input_offset)).astype(np.float32, copy=False)
+    if out is None:
+        out = np.empty(intensity.shape, np.float32)
+    if metadata.input_transform == "sqrt":
+        np.sqrt(intensity, out=out)
+    else:
+        out[...] = intensity
+    if metadata.input_offset:
+        out += np.float32(metadata.input_offset)
+    return out
 
 
 def save_model(

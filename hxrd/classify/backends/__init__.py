@@ -58,6 +58,22 @@ class RanksOnDevice(Protocol):
         """Return the ranks of network inputs (n, n_points) and, if asked for, their logits."""
 
 
+@runtime_checkable
+class PinnedInput(Protocol):
+    """A back end that takes inputs quicker from memory that it provides."""
+
+    def empty_input(self, shape: tuple[int, int]) -> NDArray[np.float32]:
+        """Return an array for network inputs, to be filled."""
+
+
+@runtime_checkable
+class Shrinking(Protocol):
+    """A back end that can go on with smaller batches where `logits` or `ranks` raised MemoryError."""
+
+    def shrink(self, batch_size: int) -> bool:
+        """Halve the batch unless another thread has done so since it was `batch_size`; False if it is 1."""
+
+
 class _Entry(NamedTuple):
     module: str
     class_name: str
@@ -150,7 +166,9 @@ def choose_backends(
 def device_names(device: str) -> list[str]:
     """Return each device of ``cuda:0,1…`` by its own name, without repeats; one of any other kind alone."""
     kind, _, numbers = device.partition(":")
-    return list(dict.fromkeys(f"{kind}:{int(number)}" for number in numbers.split(","))) if numbers else [kind]
+    return (
+        list(dict.fromkeys(f"{kind}:{int(number)}" for number in numbers.split(","))) if numbers else [kind]
+    )
 
 
 def resolve_device(device: str) -> str:
