@@ -9,10 +9,12 @@ from typing import Any
 
 import filelock
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from hxrd.classify.arrow import texts
 from hxrd.errors import HxrdError, InputError, UsageError
 
 SUFFIXES = (".parquet", ".csv", ".jsonl")
@@ -146,9 +148,11 @@ class ResultStore:
         """
         for part in self._parts:
             try:
-                yield pyarrow.parquet.read_table(part)
+                with pyarrow.parquet.ParquetFile(part) as file:  # `read_table` imports pandas
+                    table = file.read()
             except (pa.ArrowException, OSError) as error:
                 raise InputError(f"{part} is damaged; run again without --resume") from error
+            yield table
 
     def finish(self, metadata: Mapping[str, str]) -> None:
         """Write the output and remove the parts.
@@ -211,8 +215,9 @@ def _write_csv(tables: Iterator[pa.Table], schema: pa.Schema, path: Path) -> Non
         for table in tables:
             for name in lists:
                 position = table.schema.get_field_index(name)
-                texts = [None if row is None else json.dumps(row) for row in table[name].to_pylist()]
-                table = table.set_column(position, name, pa.array(texts, pa.string()))
+                rows = table[name].to_pylist()
+                blank = np.array([row is None for row in rows], dtype=bool)
+                table = table.set_column(position, name, texts([json.dumps(row) for row in rows], blank))
             writer.write_table(table.cast(schema))
 
 
