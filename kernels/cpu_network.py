@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .compiled import compiled, compiled_fastmath
-from .numpy_network import BLOCKS, numpy_logits
+from .numpy_network import BLOCKS, EPS, numpy_logits
 from .vector_gemm import HAS_BFLOAT16, PANEL, ROWS, packed, tile
 from .vector_tiles import (
     store_row,
@@ -31,6 +31,9 @@ from .vector_tiles import (
 
 BLOCK_BYTES = 512 * 1024  # of a block's largest activation: half a usual second-level cache
 MOST_PATTERNS = 16  # of a block; more would not spread the reading of the weights much further
+
+LOWEST = np.finfo(np.float32).min  # not −∞, which fast arithmetic may take as impossible
+_EPS = np.float32(EPS)
 
 Precision = Literal["fp32", "bf16"]
 
@@ -55,7 +58,7 @@ class Conv(NamedTuple):
 
 
 @compiled
-def _products(left, starts, first, weight, out):
+def products(left, starts, first, weight, out):
     """Fill `out` (ROWS, N) with the convolution of rows first … first + ROWS − 1."""
     n_steps = weight.shape[1]
     for panel in range(len(weight)):
@@ -68,8 +71,8 @@ def conv_norm_gelu(left, starts, n_rows, conv, out, places):
     width = len(conv.gamma)
     y, scales = np.empty((ROWS, width), np.float32), np.empty(ROWS, np.float32)
     for first in range(0, n_rows, ROWS):
-        _products(left, starts, first, conv.weight, y)
-        tile_scales(y, scales)
+        products(left, starts, first, conv.weight, y)
+        tile_scales(y, _EPS, scales)
         tile_affine_gelu(y, scales, conv.gamma, conv.beta)
         for r in range(min(ROWS, n_rows - first)):
             store_row(y, r, out, places[first + r])
@@ -82,11 +85,11 @@ def conv_norm_add_gelu(left, starts, n_rows, conv, source, source_starts, shortc
     y, z = np.empty((ROWS, width), np.float32), np.empty((ROWS, width), np.float32)
     scales = np.empty(ROWS, np.float32)
     for first in range(0, n_rows, ROWS):
-        _products(left, starts, first, conv.weight, y)
-        _products(source, source_starts, first, shortcut.weight, z)
-        tile_scales(z, scales)
+        products(left, starts, first, conv.weight, y)
+        products(source, source_starts, first, shortcut.weight, z)
+        tile_scales(z, _EPS, scales)
         tile_affine(z, scales, shortcut.gamma, shortcut.beta)
-        tile_scales(y, scales)
+        tile_scales(y, _EPS, scales)
         tile_affine_add_gelu(y, scales, conv.gamma, conv.beta, z)
         for r in range(min(ROWS, n_rows - first)):
             store_row(y, r, out, places[first + r])
@@ -107,13 +110,13 @@ def pooled_stem(x_BL, conv, pool, out, places):
     starts = np.empty(ROWS, np.int64)
     for b in range(len(x_BL)):
         for first in range(0, n_windows, ROWS):
-            high[:], low[:] = -np.inf, np.inf
+            high[:], low[:] = LOWEST, -LOWEST
             for phase in range(pool):
                 for r in range(ROWS):
                     position = (first + r) * pool - pool // 2 + phase
                     starts[r] = max(0, min(position, n_positions - 1))
-                _products(x_BL[b], starts, 0, conv.weight, y)
-                tile_scales(y, scales)
+                products(x_BL[b], starts, 0, conv.weight, y)
+                tile_scales(y, _EPS, scales)
                 tile_extremes(y, scales, high, low)
             _greatest_gelu(high, low, conv.gamma, conv.beta)
             for r in range(min(ROWS, n_windows - first)):
@@ -147,7 +150,7 @@ def greatest_over_positions(activations, places, n_positions, out):
     n_channels = out.shape[1]
     for b in range(len(out)):
         best = out[b]
-        best[:] = -np.inf
+        best[:] = LOWEST
         for position in range(n_positions):
             place = places[b * n_positions + position]
             values = activations[place : place + n_channels]
@@ -163,7 +166,7 @@ def linear(features, weight, bias, out):
     for first in range(0, len(features), ROWS):
         for r in range(ROWS):
             starts[r] = min(first + r, len(features) - 1) * features.shape[1]
-        _products(features.reshape(-1), starts, 0, weight, sums)
+        products(features.reshape(-1), starts, 0, weight, sums)
         for r in range(min(ROWS, len(features) - first)):
             for k in range(len(bias)):
                 out[first + r, k] = sums[r, k] + bias[k]

@@ -3,12 +3,14 @@
 A tile is a float32 array (ROWS, N), N whole panels; its rows are output positions.
 """
 
+import math
+
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .numpy_network import EPS, ERF_ABOVE, ERF_BELOW
+from .numpy_network import ERF_ABOVE, ERF_BELOW
 from .vector_gemm import (
     FLOATS,
     INT32,
@@ -26,12 +28,12 @@ from .vector_gemm import (
 
 
 @intrinsic
-def tile_scales(typing_context, y, scales):
-    """Set `scales` (ROWS,) to 1/√(mean square + ε) of each row."""
-    signature = types.void(y, scales)
+def tile_scales(typing_context, y, eps, scales):
+    """Set `scales` (ROWS,) to 1/√(mean square + eps) of each row."""
+    signature = types.void(y, types.float32, scales)
 
     def codegen(context, builder, signature, arguments):
-        rows, out = (pointer_of(context, builder, signature, arguments, i) for i in (0, 1))
+        rows, out = (pointer_of(context, builder, signature, arguments, i) for i in (0, 2))
         width = extent(context, builder, signature, arguments, 0, 1)
         zero = ir.Constant(FLOATS, [0.0] * LANES)
 
@@ -46,7 +48,9 @@ def tile_scales(typing_context, y, scales):
         total = _row_sums(builder, sums)
         n = _splat_of(builder, builder.sitofp(width, ir.FloatType()), ROWS)
         mean = builder.fdiv(total, n)
-        root = float_intrinsic(builder, "sqrt", kind, builder.fadd(mean, ir.Constant(kind, [EPS_32] * ROWS)))
+        root = float_intrinsic(
+            builder, "sqrt", kind, builder.fadd(mean, _splat_of(builder, arguments[1], ROWS))
+        )
         scale = builder.fdiv(ir.Constant(kind, [1.0] * ROWS), root)
         builder.store(scale, builder.bitcast(out, kind.as_pointer()), align=4)
         return context.get_dummy_value()
@@ -82,6 +86,33 @@ def tile_affine_add_gelu(typing_context, y, scales, gamma, beta, other):
         return _affine_code(add_gelu)(context, builder, signature, arguments)
 
     return signature, codegen
+
+
+@intrinsic
+def tile_gelu(typing_context, y):
+    """Set y[r, c] to its GELU."""
+    return types.void(y), _elementwise_code(_gelu)
+
+
+@intrinsic
+def tile_gelu_slope(typing_context, y):
+    """Set y[r, c] to the derivative of GELU there."""
+    return types.void(y), _elementwise_code(_gelu_slope)
+
+
+def _elementwise_code(function):
+    def codegen(context, builder, signature, arguments):
+        rows = pointer_of(context, builder, signature, arguments, 0)
+        width = extent(context, builder, signature, arguments, 0, 1)
+
+        def transform(place, _):
+            store_vector(builder, function(builder, load_vector(builder, rows, place)), rows, place)
+            return []
+
+        _over_vectors(builder, builder.mul(width, ir.Constant(INT64, ROWS)), transform, [])
+        return context.get_dummy_value()
+
+    return codegen
 
 
 def _affine_code(then):
@@ -159,9 +190,6 @@ def store_row(typing_context, y, row, out, place):
     return signature, codegen
 
 
-EPS_32 = float(np.float32(EPS))
-
-
 def _bfloat16_bits(builder, vector):
     """Round finite values to bfloat16, to nearest even."""
     kind = ir.VectorType(INT32, LANES)
@@ -173,13 +201,40 @@ def _bfloat16_bits(builder, vector):
 
 
 def _gelu(builder, x):
+    return builder.fmul(x, _normal_distribution(builder, x))
+
+
+def _gelu_slope(builder, x):
+    """Φ(x) + x·φ(x), of the normal distribution and its density."""
+    half_square = builder.fmul(builder.fmul(x, x), _constant(-0.5))
+    density = builder.fmul(_exponential(builder, half_square), _constant(1 / np.sqrt(2 * np.pi)))
+    return _multiply_add(builder, x, density, _normal_distribution(builder, x))
+
+
+def _exponential(builder, x):
+    """e^x for x ≤ 0, to 2e-7: 2^n · e^r with |r| ≤ ln 2 / 2 and e^r by its series."""
+    x = float_intrinsic(builder, "maxnum", FLOATS, x, _constant(-87.0))
+    n = float_intrinsic(builder, "rint", FLOATS, builder.fmul(x, _constant(1 / np.log(2))))
+    high = np.float32(0.693359375)  # few enough bits that n · high is exact
+    r = _multiply_add(builder, n, _constant(-high), x)
+    r = _multiply_add(builder, n, _constant(float(high) - np.log(2)), r)
+    power = _polynomial(builder, r, [1 / math.factorial(k) for k in range(7, -1, -1)])
+    kind = ir.VectorType(INT32, LANES)
+    exponent = builder.add(builder.fptosi(n, kind), ir.Constant(kind, [127] * LANES))
+    return builder.fmul(
+        power, builder.bitcast(builder.shl(exponent, ir.Constant(kind, [23] * LANES)), FLOATS)
+    )
+
+
+def _normal_distribution(builder, x):
+    """Φ(x) = (1 + erf(x/√2))/2."""
     z = builder.fmul(x, _constant(np.sqrt(0.5)))
     for bound, name in ((4.0, "minnum"), (-4.0, "maxnum")):
         z = float_intrinsic(builder, name, FLOATS, z, _constant(bound))
     square = builder.fmul(z, z)
     above, below = (_polynomial(builder, square, each) for each in (ERF_ABOVE, ERF_BELOW))
     erf = builder.fdiv(builder.fmul(z, above), below)
-    return builder.fmul(x, _multiply_add(builder, erf, _constant(0.5), _constant(0.5)))
+    return _multiply_add(builder, erf, _constant(0.5), _constant(0.5))
 
 
 def _polynomial(builder, x, coefficients):

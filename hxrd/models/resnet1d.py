@@ -4,24 +4,20 @@ Activations are channels-last, which suits LayerNorm over the channels and the c
 Shape suffixes: B batch, L positions along the pattern, C channels, K classes.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from hxrd.kernels import pooled_norm
+from hxrd.kernels import dispatch
+from hxrd.models.layout import STAGES, STEM_CHANNELS, STEM_KERNEL, Variant, pool_of
 
-Variant = Literal["paper", "released"]
-
-STEM_CHANNELS, STEM_KERNEL = 32, 13
-POOL = 7
-# (out channels, kernel, stride) of the four stages, two residual blocks each.
-STAGES = ((32, 5, 4), (64, 7, 4), (64, 17, 5), (64, 13, 3))
+MOST_SEEDS = 2**62
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, dropout, then LayerNorm over the channels at each position."""
+    """The weights of a convolution without bias and of the LayerNorm over its channels.
+
+    Between the two comes dropout. What follows differs, so a block calls the kernels with `tensors`.
+    """
 
     def __init__(
         self, channels_in: int, channels_out: int, kernel: int, stride: int, padding: int, dropout: float
@@ -31,21 +27,16 @@ class ConvNorm(nn.Module):
         self.layer_norm = nn.LayerNorm(channels_out, eps=1e-5)
         self.dropout = dropout
 
-    def convolved(self, x_BLC: Tensor) -> Tensor:
-        """Convolution and dropout alone: map (B, L, C_in) to (B, L', C_out)."""
-        # A channels-last 2D convolution of height 1: torch's 1D one would copy to channels-first and back.
-        y_BC1L = functional.conv2d(
-            x_BLC.transpose(1, 2).unsqueeze(2),
-            self.conv.weight.unsqueeze(2),
-            stride=(1, self.conv.stride[0]),
-            padding=(0, int(self.conv.padding[0])),
-        )
-        y_BLC = y_BC1L.squeeze(2).transpose(1, 2)
-        return functional.dropout(y_BLC, self.dropout, self.training) if self.dropout else y_BLC
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Weight (C_out, C_in, taps), and the LayerNorm's affine part."""
+        return self.conv.weight, self.layer_norm.weight, self.layer_norm.bias
 
-    def forward(self, x_BLC: Tensor) -> Tensor:
-        """Map (B, L, C_in) to (B, L', C_out)."""
-        return self.layer_norm(self.convolved(x_BLC))
+    def dropout_now(self) -> tuple[float, Tensor | None]:
+        """Return the probability of losing an element, 0 outside training, and a fresh seed."""
+        if not (self.training and self.dropout):
+            return 0.0, None
+        return self.dropout, torch.randint(MOST_SEEDS, (1,), device=self.conv.weight.device)
 
 
 class ResidualBlock(nn.Module):
@@ -53,14 +44,34 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int, dropout: float):
         super().__init__()
+        self.stride, self.padding = stride, kernel // 2
         self.conv1 = ConvNorm(channels_in, channels_out, kernel, stride, kernel // 2, dropout)
         self.conv2 = ConvNorm(channels_out, channels_out, kernel, 1, kernel // 2, dropout)
         self.downsample = ConvNorm(channels_in, channels_out, 1, stride, 0, 0.0)
 
-    def forward(self, x_BLC: Tensor) -> Tensor:
+    def forward(self, x_BLC: Tensor, backend: str) -> Tensor:
         """Map (B, L, C_in) to (B, L', C_out)."""
-        y_BLC = self.conv2(functional.gelu(self.conv1(x_BLC)))
-        return functional.gelu(y_BLC + self.downsample(x_BLC))
+        dropout, seed = self.conv1.dropout_now()
+        main_BLC, shortcut_BLC = dispatch.conv_norm_pair(
+            x_BLC,
+            *self.conv1.tensors,
+            *self.downsample.tensors,
+            stride=self.stride,
+            padding=self.padding,
+            dropout=dropout,
+            seed=seed,
+            backend=backend,
+        )
+        dropout, seed = self.conv2.dropout_now()
+        return dispatch.conv_norm_gelu(
+            main_BLC,
+            *self.conv2.tensors,
+            shortcut_BLC,
+            padding=self.padding,
+            dropout=dropout,
+            seed=seed,
+            backend=backend,
+        )
 
 
 class Backbone(nn.Module):
@@ -73,42 +84,36 @@ class Backbone(nn.Module):
         which builds the pool and never calls it.
     dropout : float
         0.1 in the paper's Table 2, 0.05 in the released code.
+    backend : str
+        Of the kernels; see `hxrd.kernels.dispatch.choose`.
     """
 
-    def __init__(self, variant: Variant, dropout: float):
+    def __init__(self, variant: Variant, dropout: float, backend: str = "auto"):
         super().__init__()
-        self.pool = POOL if variant == "paper" else None
+        self.pool, self.backend = pool_of(variant), backend
         self.conv = ConvNorm(1, STEM_CHANNELS, STEM_KERNEL, 1, 0, dropout)
         channels = STEM_CHANNELS
         for number, (channels_out, kernel, stride) in enumerate(STAGES, start=1):
-            blocks = nn.Sequential(
-                ResidualBlock(channels, channels_out, kernel, stride, dropout),
-                ResidualBlock(channels_out, channels_out, kernel, 1, dropout),
+            blocks = nn.ModuleList(
+                [
+                    ResidualBlock(channels, channels_out, kernel, stride, dropout),
+                    ResidualBlock(channels_out, channels_out, kernel, 1, dropout),
+                ]
             )
             self.add_module(f"layer{number}", blocks)
             channels = channels_out
         self.n_features = channels
 
-    def forward(self, x_BLC: Tensor) -> Tensor:
-        """Map patterns (B, L, 1) to features (B, C)."""
-        y_BLC = self._stem(x_BLC)
+    def forward(self, x_BL: Tensor) -> Tensor:
+        """Map patterns (B, L) to features (B, C)."""
+        dropout, seed = self.conv.dropout_now()
+        y_BLC = dispatch.stem_norm_pool(
+            x_BL, *self.conv.tensors, pool=self.pool, dropout=dropout, seed=seed, backend=self.backend
+        )
         for number in range(1, len(STAGES) + 1):
-            y_BLC = getattr(self, f"layer{number}")(y_BLC)
+            for block in getattr(self, f"layer{number}"):
+                y_BLC = block(y_BLC, self.backend)
         return y_BLC.amax(dim=1)
-
-    def _stem(self, x_BLC: Tensor) -> Tensor:
-        if self.pool is None:
-            return functional.gelu(self.conv(x_BLC))
-        norm = self.conv.layer_norm
-        if x_BLC.device.type != "cpu" or torch.compiler.is_compiling():
-            y_BLC = self.conv.convolved(x_BLC)
-            return pooled_norm.reference(y_BLC, norm.weight, norm.bias, self.pool, norm.eps)
-        # One input channel: a product with the pattern's windows is already channels-last.
-        with torch.autocast("cpu", enabled=False):
-            windows_BLT = x_BLC.float().squeeze(2).unfold(1, STEM_KERNEL, 1)
-            y_BLC = windows_BLT @ self.conv.conv.weight.squeeze(1).T
-            y_BLC = functional.dropout(y_BLC, self.conv.dropout, self.training)
-            return pooled_norm.pooled_norm(y_BLC, norm.weight, norm.bias, self.pool, norm.eps)
 
 
 class ResNet1D(nn.Module):
@@ -126,6 +131,8 @@ class ResNet1D(nn.Module):
         The variant's own value where left out.
     adversarial_head : bool
         The release's second output, which tells measured from generated patterns.
+    backend : str
+        Of the kernels; see `hxrd.kernels.dispatch.choose`.
     """
 
     def __init__(
@@ -134,14 +141,15 @@ class ResNet1D(nn.Module):
         variant: Variant = "paper",
         dropout: float | None = None,
         adversarial_head: bool = False,
+        backend: str = "auto",
     ):
         super().__init__()
         if dropout is None:
             dropout = 0.1 if variant == "paper" else 0.05
-        self.resnet = Backbone(variant, dropout)
+        self.resnet = Backbone(variant, dropout, backend)
         self.classifier = nn.Linear(self.resnet.n_features, n_classes)
         self.adv = nn.Linear(self.resnet.n_features, 1) if adversarial_head else None
 
     def forward(self, x_B1L: Tensor) -> Tensor:
         """Map patterns (B, 1, L) to logits (B, K)."""
-        return self.classifier(self.resnet(x_B1L.transpose(1, 2)))
+        return self.classifier(self.resnet(x_B1L.squeeze(1)))

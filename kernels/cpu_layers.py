@@ -1,0 +1,468 @@
+"""The network's layers as torch operators on the CPU, with all gradients: compiled vector code of `cpu_training`.
+
+Everything is float32, also within `torch.autocast`: on a CPU that is quicker than casting, and more exact.
+Patterns are shared out among as many threads as torch uses.
+
+Shape suffixes: B batch, L positions, C channels in, N channels out, T taps, K steps of a window (T · C).
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import cpu_training as kernels
+from .dropout import threshold
+from .vector_gemm import PANEL, ROWS, packed
+
+Array = NDArray[Any]
+
+
+def unavailable() -> str:
+    """Tell why compiled code cannot run here; empty where it can."""
+    return "NUMBA_DISABLE_JIT is set" if numba.config.DISABLE_JIT else ""
+
+
+def takes(channels: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> bool:
+    """Tell whether the kernels take layers of these channels: whole panels of vectors, single precision."""
+    return all(n > 0 and n % PANEL == 0 for n in channels) and dtype in (torch.float32, torch.bfloat16)
+
+
+class _Geometry:
+    """A convolution's sizes, and where its windows begin in padded channels-last patterns."""
+
+    def __init__(self, shape: torch.Size, weight: torch.Size, stride: int, padding: int):
+        self.length, self.n_in = shape[1], shape[2]
+        self.n_out, _, self.taps = weight
+        self.stride, self.padding = stride, padding
+        if self.n_in != weight[1] or self.length + 2 * padding < self.taps:
+            raise ValueError(f"input {tuple(shape)} and weight {tuple(weight)} do not fit, padding {padding}")
+        self.length_out = (self.length + 2 * padding - self.taps) // stride + 1
+
+    def padded(self, x_BLC: Array) -> Array:
+        x_BLC = np.pad(x_BLC, ((0, 0), (self.padding, self.padding), (0, 0))) if self.padding else x_BLC
+        return np.ascontiguousarray(x_BLC)
+
+    def starts(self, n_patterns: int) -> Array:
+        whole = (self.length + 2 * self.padding) * self.n_in
+        return _row_starts(n_patterns, whole, np.arange(self.length_out) * self.stride * self.n_in)
+
+
+def _row_starts(n_patterns: int, whole: int, within: Array) -> Array:
+    """Return where rows begin, pattern by pattern, filled up to whole tiles."""
+    starts = np.add.outer(np.arange(n_patterns) * whole, within).ravel()
+    return np.concatenate([starts, np.zeros(ROWS, np.int64)])
+
+
+def _steps(weight_NCT: Tensor) -> Array:
+    """Return a weight as the right matrix (K, N) of the product with windows."""
+    return weight_NCT.detach().float().permute(2, 1, 0).reshape(-1, len(weight_NCT)).numpy()
+
+
+def _array(tensor: Tensor | None, empty: tuple[int, ...] = ()) -> Array:
+    if tensor is None:
+        return np.empty(empty, np.float32)
+    return tensor.detach().float().contiguous().numpy()
+
+
+def _norm(norm_weight: Tensor, norm_bias: Tensor, eps: float) -> kernels.Norm:
+    return kernels.Norm(_array(norm_weight), _array(norm_bias), np.float32(eps))
+
+
+def _mask(seed: Tensor | None, dropout: float, first_row: int) -> kernels.Mask:
+    if seed is None or not dropout:
+        return kernels.Mask(np.uint64(0), np.uint64(0), np.float32(1), first_row)
+    bits = np.int64(seed.item()).astype(np.uint64)
+    return kernels.Mask(bits, np.uint64(threshold(dropout)), np.float32(1 / (1 - dropout)), first_row)
+
+
+# --- convolution, LayerNorm, residual, GELU -----------------------------------------------------------
+
+
+def conv_norm_gelu(
+    x_BLC: Tensor,
+    weight: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    residual: Tensor | None,
+    seed: Tensor | None,
+    stride: int,
+    padding: int,
+    eps: float,
+    gelu: bool,
+    dropout: float,
+) -> Tensor:
+    """Run a layer; parameters and result are those of `dispatch.conv_norm_gelu`, in float32.
+
+    Raises
+    ------
+    ValueError
+        Channels that do not fill whole panels, or shapes that do not fit.
+    """
+    if not takes(weight.shape[:2], torch.float32):
+        raise ValueError(
+            f"the compiled kernels need multiples of {PANEL} channels, not {tuple(weight.shape)}"
+        )
+    tensors = x_BLC, weight, norm_weight, norm_bias, residual, seed
+    return _conv_norm_gelu(*tensors, stride, padding, eps, gelu, dropout)[0]
+
+
+@torch.library.custom_op("hxrd::cpu_conv_norm_gelu", mutates_args=())
+def _conv_norm_gelu(
+    x_BLC: Tensor,
+    weight: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    residual: Tensor | None,
+    seed: Tensor | None,
+    stride: int,
+    padding: int,
+    eps: float,
+    gelu: bool,
+    dropout: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the layer's output, its normalised rows and their 1/σ."""
+    geometry = _Geometry(x_BLC.shape, weight.shape, stride, padding)
+    out, normalised, scales = _layer_outputs(x_BLC, weight, stride, padding)
+    arrays = tuple(tensor.numpy() for tensor in (out, normalised, scales))
+    x, right = _array(x_BLC), packed(_steps(weight), False)
+    added = _array(residual, (len(x), 0, geometry.n_out))
+    norm = _norm(norm_weight, norm_bias, eps)
+
+    def work(part: slice) -> None:
+        rows = [array[part].reshape(-1, *array.shape[2:]) for array in arrays]
+        kernels.layer_forward(
+            geometry.padded(x[part]).reshape(-1),
+            geometry.starts(part.stop - part.start),
+            right,
+            norm,
+            added[part].reshape(-1, geometry.n_out),
+            _mask(seed, dropout, part.start * geometry.length_out),
+            gelu,
+            *rows,
+        )
+
+    _over_patterns(work, len(x))
+    return out, normalised, scales
+
+
+@_conv_norm_gelu.register_fake
+def _(x_BLC, weight, norm_weight, norm_bias, residual, seed, stride, padding, eps, gelu, dropout):
+    return _layer_outputs(x_BLC, weight, stride, padding)
+
+
+def _layer_outputs(x_BLC: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[Tensor, Tensor, Tensor]:
+    length_out = (x_BLC.shape[1] + 2 * padding - weight.shape[2]) // stride + 1
+    shape = x_BLC.shape[0], length_out, weight.shape[0]
+    out, normalised = (x_BLC.new_empty(shape, dtype=torch.float32) for _ in range(2))
+    return out, normalised, x_BLC.new_empty(shape[:2], dtype=torch.float32)
+
+
+def _save_layer(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*inputs[:6], *output[1:])
+    ctx.options = inputs[6:]
+
+
+@once_differentiable
+def _layer_gradients(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    need_input = ctx.needs_input_grad[0]
+    found = _conv_norm_gelu_backward(grad_out, *ctx.saved_tensors, *ctx.options, need_input)
+    to_input, to_weight, to_gamma, to_beta, to_residual = found
+    tensors = ctx.saved_tensors
+    return (
+        to_input.to(tensors[0].dtype) if need_input else None,
+        to_weight.to(tensors[1].dtype),
+        to_gamma,
+        to_beta,
+        None if tensors[4] is None else to_residual.to(tensors[4].dtype),
+        *[None] * 6,
+    )
+
+
+_conv_norm_gelu.register_autograd(_layer_gradients, setup_context=_save_layer)
+
+
+@torch.library.custom_op("hxrd::cpu_conv_norm_gelu_backward", mutates_args=())
+def _conv_norm_gelu_backward(
+    grad_out: Tensor,
+    x_BLC: Tensor,
+    weight: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    residual: Tensor | None,
+    seed: Tensor | None,
+    normalised: Tensor,
+    scales: Tensor,
+    stride: int,
+    padding: int,
+    eps: float,
+    gelu: bool,
+    dropout: float,
+    need_input: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of the input (empty if not needed), weight, LayerNorm and residual."""
+    geometry = _Geometry(x_BLC.shape, weight.shape, stride, padding)
+    x, grad, hat, deviation = (_array(tensor) for tensor in (x_BLC, grad_out, normalised, scales))
+    added = _array(residual, (len(x), 0, geometry.n_out))
+    norm, to_sum = _norm(norm_weight, norm_bias, eps), np.empty_like(grad)
+    to_input = np.zeros(x.shape if need_input else (0,), np.float32)
+    phases = _phases(geometry, weight) if need_input else []
+    sums: list[tuple[Array, Array]] = []
+
+    def work(part: slice) -> None:
+        n, width = part.stop - part.start, geometry.n_out
+        to_conv = np.empty((n * geometry.length_out, width), np.float32)
+        affine = np.zeros((2, width), np.float32)
+        rows = [array[part].reshape(-1, *array.shape[2:]) for array in (grad, hat, deviation)]
+        mask = _mask(seed, dropout, part.start * geometry.length_out)
+        kernels.layer_backward(
+            *rows,
+            norm,
+            added[part].reshape(-1, width),
+            mask,
+            gelu,
+            to_sum[part].reshape(-1, width),
+            to_conv,
+            affine,
+        )
+        to_steps = np.zeros((geometry.taps * geometry.n_in, width), np.float32)
+        left = geometry.padded(x[part]).reshape(-1)
+        kernels.weight_gradient(left, geometry.starts(n), to_conv, to_steps)
+        sums.append((to_steps, affine))
+        if need_input:
+            _input_gradient(geometry, phases, to_conv.reshape(n, -1, width), to_input[part])
+
+    _over_patterns(work, len(x))
+    to_steps, affine = (np.sum(parts, axis=0, dtype=np.float32) for parts in zip(*sums, strict=True))
+    to_weight = to_steps.reshape(geometry.taps, geometry.n_in, geometry.n_out).transpose(2, 1, 0)
+    found = to_input, np.ascontiguousarray(to_weight), affine[0].copy(), affine[1].copy()
+    kept = to_sum if residual is not None else np.empty(0, np.float32)
+    return (*(torch.from_numpy(array) for array in found), torch.from_numpy(kept))  # type: ignore[return-value]
+
+
+@_conv_norm_gelu_backward.register_fake
+def _(grad_out, x_BLC, weight, norm_weight, norm_bias, residual, *others):
+    need_input = others[-1]
+    single = {"dtype": torch.float32}
+    return (
+        x_BLC.new_empty(x_BLC.shape if need_input else (0,), **single),
+        weight.new_empty(weight.shape, **single),
+        norm_weight.new_empty(norm_weight.shape, **single),
+        norm_bias.new_empty(norm_bias.shape, **single),
+        grad_out.new_empty((0,) if residual is None else grad_out.shape, **single),
+    )
+
+
+def _phases(geometry: _Geometry, weight: Tensor) -> list[tuple[int, int, Array]]:
+    """Split the gradient of a strided convolution's input by position modulo the stride.
+
+    Returns (first position, first output row of its window, packed weight) for each phase that any tap
+    reaches: position l gets from output row o by tap t where o·stride + t = l + padding.
+    """
+    found = []
+    weight_NCT = weight.detach().float().numpy()
+    for first in range(min(geometry.stride, geometry.length)):
+        taps = np.arange((first + geometry.padding) % geometry.stride, geometry.taps, geometry.stride)[::-1]
+        if len(taps):
+            steps = weight_NCT[:, :, taps].transpose(2, 0, 1).reshape(-1, geometry.n_in)
+            lowest = (first + geometry.padding - int(taps[0])) // geometry.stride
+            found.append((first, lowest, packed(np.ascontiguousarray(steps), False)))
+    return found
+
+
+def _input_gradient(
+    geometry: _Geometry, phases: list[tuple[int, int, Array]], to_conv: Array, to_input: Array
+) -> None:
+    """Add to `to_input` (B, L, C) the gradient that comes from the convolution's result (B, L_out, N)."""
+    n, width = len(to_conv), geometry.n_out
+    before = max(0, *(-lowest for _, lowest, _ in phases)) if phases else 0
+    n_taps = -(-geometry.taps // geometry.stride)
+    rows = before + geometry.length // geometry.stride + geometry.padding + n_taps + geometry.length_out + 1
+    margin = np.zeros((n, rows, width), np.float32)
+    margin[:, before : before + geometry.length_out] = to_conv
+    for first, lowest, weight in phases:
+        steps = np.arange(len(range(first, geometry.length, geometry.stride)))
+        windows = _row_starts(n, rows * width, (before + lowest + steps) * width)
+        positions = (first + steps * geometry.stride) * geometry.n_in
+        places = _row_starts(n, geometry.length * geometry.n_in, positions)
+        kernels.input_gradient(
+            margin.reshape(-1), windows, n * len(steps), weight, to_input.reshape(-1), places
+        )
+
+
+# --- the stem ------------------------------------------------------------------------------------------
+
+
+def stem_norm_pool(
+    x_BL: Tensor,
+    weight: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    seed: Tensor | None,
+    pool: int,
+    eps: float,
+    dropout: float,
+) -> Tensor:
+    """Run the stem; parameters and result are those of `dispatch.stem_norm_pool`, pool 0 for none, in float32.
+
+    Raises
+    ------
+    ValueError
+        Channels that do not fill whole panels, or patterns shorter than the window.
+    """
+    if not takes(weight.shape[:1], torch.float32):
+        raise ValueError(f"the compiled kernels need multiples of {PANEL} channels, not {len(weight)}")
+    if x_BL.shape[1] < weight.shape[2]:
+        raise ValueError(f"patterns of {x_BL.shape[1]} points are shorter than {weight.shape[2]} taps")
+    return _stem_norm_pool(x_BL, weight, norm_weight, norm_bias, seed, pool, eps, dropout)[0]
+
+
+@torch.library.custom_op("hxrd::cpu_stem_norm_pool", mutates_args=())
+def _stem_norm_pool(
+    x_BL: Tensor,
+    weight: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    seed: Tensor | None,
+    pool: int,
+    eps: float,
+    dropout: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the pooled activations, and the argument and position that each comes from."""
+    outputs = _stem_outputs(x_BL, weight, pool)
+    arrays = tuple(tensor.numpy() for tensor in outputs)
+    n_positions = x_BL.shape[1] - weight.shape[2] + 1
+    x, right, norm = _array(x_BL), packed(_steps(weight), False), _norm(norm_weight, norm_bias, eps)
+
+    def work(part: slice) -> None:
+        mask = _mask(seed, dropout, part.start * n_positions)
+        found = [array[part] for array in arrays]
+        kernels.pooled_stem_forward(x[part], n_positions, right, norm, mask, pool or 1, *found)
+
+    _over_patterns(work, len(x))
+    return outputs
+
+
+@_stem_norm_pool.register_fake
+def _(x_BL, weight, norm_weight, norm_bias, seed, pool, eps, dropout):
+    return _stem_outputs(x_BL, weight, pool)
+
+
+def _stem_outputs(x_BL: Tensor, weight: Tensor, pool: int) -> tuple[Tensor, Tensor, Tensor]:
+    pool = pool or 1
+    n_positions = x_BL.shape[1] - weight.shape[2] + 1
+    shape = x_BL.shape[0], (n_positions + 2 * (pool // 2) - pool) // pool + 1, weight.shape[0]
+    out, argument = (x_BL.new_empty(shape, dtype=torch.float32) for _ in range(2))
+    return out, argument, x_BL.new_empty(shape, dtype=torch.int32)
+
+
+def _save_stem(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*inputs[:5], *output[1:])
+    ctx.options = inputs[5:]
+
+
+@once_differentiable
+def _stem_gradients(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    need_input = ctx.needs_input_grad[0]
+    found = _stem_norm_pool_backward(grad_out, *ctx.saved_tensors, *ctx.options, need_input)
+    to_input, to_weight, to_gamma, to_beta = found
+    x_BL, weight = ctx.saved_tensors[:2]
+    first = to_input.to(x_BL.dtype) if need_input else None
+    return (first, to_weight.to(weight.dtype), to_gamma, to_beta, None, None, None, None)
+
+
+_stem_norm_pool.register_autograd(_stem_gradients, setup_context=_save_stem)
+
+
+@torch.library.custom_op("hxrd::cpu_stem_norm_pool_backward", mutates_args=())
+def _stem_norm_pool_backward(
+    grad_out: Tensor,
+    x_BL: Tensor,
+    weight: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    seed: Tensor | None,
+    argument: Tensor,
+    chosen: Tensor,
+    pool: int,
+    eps: float,
+    dropout: float,
+    need_input: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of the patterns (empty if not needed), the weight and the LayerNorm."""
+    n_out, _, taps = weight.shape
+    n_positions = x_BL.shape[1] - taps + 1
+    n_steps = -(-taps // ROWS) * ROWS  # whole tiles; the surplus steps read the margin
+    x = np.pad(_array(x_BL), ((0, 0), (0, n_steps - taps)))
+    right, norm = packed(_steps(weight), False), _norm(norm_weight, norm_bias, eps)
+    grad, arguments, places = _array(grad_out), _array(argument), chosen.numpy()
+    to_input = np.zeros(tuple(x_BL.shape) if need_input else (len(x), 0), np.float32)
+    sums: list[tuple[Array, Array]] = []
+
+    def work(part: slice) -> None:
+        to_steps, affine = np.zeros((n_steps, n_out), np.float32), np.zeros((2, n_out), np.float32)
+        kernels.pooled_stem_backward(
+            grad[part],
+            x[part],
+            n_positions,
+            right,
+            norm,
+            _mask(seed, dropout, part.start * n_positions),
+            pool or 1,
+            arguments[part],
+            places[part],
+            to_steps,
+            affine,
+            to_input[part] if need_input else to_input[:0],
+        )
+        sums.append((to_steps, affine))
+
+    _over_patterns(work, len(x))
+    to_steps, affine = (np.sum(parts, axis=0, dtype=np.float32) for parts in zip(*sums, strict=True))
+    to_weight = np.ascontiguousarray(to_steps[:taps].T[:, None])
+    found = to_input if need_input else np.empty(0, np.float32), to_weight, affine[0].copy(), affine[1].copy()
+    return tuple(torch.from_numpy(array) for array in found)  # type: ignore[return-value]
+
+
+@_stem_norm_pool_backward.register_fake
+def _(grad_out, x_BL, weight, norm_weight, norm_bias, *others):
+    need_input = others[-1]
+    single = {"dtype": torch.float32}
+    return (
+        x_BL.new_empty(x_BL.shape if need_input else (0,), **single),
+        weight.new_empty(weight.shape, **single),
+        norm_weight.new_empty(norm_weight.shape, **single),
+        norm_bias.new_empty(norm_bias.shape, **single),
+    )
+
+
+# --- threads -------------------------------------------------------------------------------------------
+
+
+@cache
+def _threads(n_threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(n_threads, thread_name_prefix="hxrd-layers")
+
+
+def _over_patterns(work: Callable[[slice], None], n_patterns: int) -> None:
+    """Share patterns among as many threads as torch uses.
+
+    Not by Numba's own threads: those change the number of OpenMP threads that torch uses from then on.
+    """
+    n_threads = max(1, min(torch.get_num_threads(), n_patterns))
+    bounds = np.linspace(0, n_patterns, n_threads + 1).astype(int).tolist()
+    slices = [slice(first, stop) for first, stop in pairwise(bounds)]
+    if n_threads == 1:
+        work(slices[0])
+    else:
+        list(_threads(n_threads).map(work, slices))
