@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import hxrd.models
-from hxrd.models.resnet1d import ResNet1D, Variant
+from hxrd.models.layout import Variant
+from hxrd.models.resnet1d import ResNet1D
 
 BUNDLED = "neutron-clean.safetensors"
 LAYOUTS = ("channels-first", "channels-last")
