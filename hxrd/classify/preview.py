@@ -63,19 +63,19 @@ class Summary:
 
     def _count_truths(self, table: pa.Table, space_group: NDArray[np.int16]) -> None:
         self.n_known += len(space_group)
-        true = _MERGED[space_group]
-        among = np.zeros(len(true), bool)
+        true = numbers(_MERGED[space_group], pa.int16())
+        among = None
         for rank in range(1, self.columns.topk + 1):
             name = f"space_group_{rank}"
             if name not in table.column_names:
                 break
-            hit = table[name].fill_null(0).to_numpy() == true
-            self.n_first += int(hit.sum()) if rank == 1 else 0
-            among |= hit
-        self.n_among += int(among.sum())
+            hit = pc.equal(table[name], true)
+            self.n_first += _count(hit) if rank == 1 else 0
+            among = hit if among is None else pc.or_kleene(among, hit)
+        self.n_among += 0 if among is None else _count(among)
         if "bravais_lattice" in table.column_names:
             right = pc.equal(table["bravais_lattice"], _LATTICES.take(numbers(space_group, pa.int16())))
-            self.n_lattice += pc.sum(right).as_py() or 0
+            self.n_lattice += _count(right)
 
     @property
     def n_classified(self) -> int:
@@ -99,6 +99,10 @@ class Summary:
         if self.columns.task != "space-group":
             scores.append(f"Bravais lattice {self.n_lattice / self.n_known:.1%}")
         return scores
+
+
+def _count(hits: pa.ChunkedArray) -> int:
+    return pc.sum(hits).as_py() or 0  # null where all are
 
 
 def rank_of_truth(table: pa.Table, row: int, number: int, topk: int) -> int | None:
