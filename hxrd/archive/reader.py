@@ -17,6 +17,8 @@ from hxrd.errors import InputError
 
 Result = TypeVar("Result")
 
+_CHUNKS_HELD = 4  # of identifiers, some 4096 each
+
 
 class Rejection(msgspec.Struct, frozen=True):
     """A line of ``rejections.jsonl``.
@@ -69,7 +71,7 @@ class Archive:
     @property
     def shard_size(self) -> int:
         """Patterns in one file of the archive: the cheapest unit to read."""
-        return int((self._intensity.shards or self._intensity.chunks)[0])
+        return _rows_of_a_chunk(self._intensity)
 
     @cached_property
     def attributes(self) -> Mapping[str, Any]:
@@ -140,7 +142,29 @@ class Archive:
             A chunk is corrupt or missing; it is named.
         """
         self._check_present("source_id", start, stop)
-        return [str(identifier) for identifier in self._read("source_id", start, stop)]
+        size = _rows_of_a_chunk(self._member("source_id"))
+        names: list[str] = []
+        for chunk in range(start // size, -(-stop // size)):
+            base = chunk * size
+            names += self._identifiers(base, min(base + size, self.n_patterns))[
+                max(start - base, 0) : stop - base
+            ]
+        return names
+
+    def _identifiers(self, start: int, stop: int) -> list[str]:
+        """Return those of a chunk: it is decoded as a whole, so the last ones are kept."""
+        held = self._identifiers_held
+        names = held.get(start)
+        if names is None:
+            names = [str(identifier) for identifier in self._read("source_id", start, stop)]
+            while len(held) >= _CHUNKS_HELD:
+                held.pop(next(iter(held)), None)
+            held[start] = names
+        return names
+
+    @cached_property
+    def _identifiers_held(self) -> dict[int, list[str]]:
+        return {}
 
     @cached_property
     def status(self) -> NDArray[np.uint8]:
@@ -175,7 +199,7 @@ class Archive:
             raise IndexError(f"patterns {start} to {stop} of an archive of {self.n_patterns}")
         self._check_present("intensity", start, stop)
         intensity = self._read("intensity", start, stop).astype(np.float32, copy=False)
-        if "scale" in self.group:
+        if self._holds("scale"):
             intensity *= self._read("scale", start, stop).astype(np.float32)[:, None]
         return intensity
 
@@ -192,7 +216,7 @@ class Archive:
         InputError
             A chunk is corrupt or missing; it is named.
         """
-        if "measured" not in self.group:
+        if not self._holds("measured"):
             return None
         self._check_present("measured", start, stop)
         return self._read("measured", start, stop).astype(bool, copy=False)
@@ -211,7 +235,7 @@ class Archive:
         InputError
             A chunk is corrupt or missing; it is named.
         """
-        if "impurity_id" not in self.group:
+        if not self._holds("impurity_id"):
             return [[] for _ in range(start, stop)]
         self._check_present("impurity_id", start, stop)
         self._check_present("impurity_fraction", start, stop)
@@ -246,17 +270,36 @@ class Archive:
 
     @property
     def _intensity(self) -> zarr.Array[Any]:
-        return schema.member(self.group, "intensity")
+        return self._member("intensity")
+
+    def _member(self, name: str) -> zarr.Array[Any]:
+        """Return an array, whose metadata Zarr would read anew each time."""
+        members = self._members
+        if name not in members:
+            members[name] = schema.member(self.group, name)
+        return members[name]
+
+    @cached_property
+    def _members(self) -> dict[str, zarr.Array[Any]]:
+        return {}
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(name for name in schema.OPTIONAL if name in self.group)
+
+    def _holds(self, name: str) -> bool:
+        """Tell whether an optional member is there."""
+        return name in self._names
 
     def _read(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        array = schema.member(self.group, name)
+        array = self._member(name)
         shards = ShardReader.of(array, self.path)
         try:
             return shards.read(start, stop) if shards else np.asarray(array[start:stop])
         except Exception as error:  # the codecs raise errors of many types
             if isinstance(error, MemoryError):
                 raise
-            size = (array.shards or array.chunks)[0]
+            size = _rows_of_a_chunk(array)
             chunk = _first_failing(lambda i: array[max(i * size, start) : (i + 1) * size], start, stop, size)
             raise InputError(
                 f"archive {self.path}: chunk {self._chunk_key(name, chunk)} is corrupt "
@@ -265,8 +308,8 @@ class Archive:
 
     def _check_present(self, name: str, start: int, stop: int) -> None:
         """Raise where the file of patterns that count as good has gone: Zarr would read zeros or blanks."""
-        array = schema.member(self.group, name)
-        size = int((array.shards or array.chunks)[0])
+        array = self._member(name)
+        size = _rows_of_a_chunk(array)
         for chunk in range(start // size, -(-stop // size)):
             rows = slice(max(start, chunk * size), min(stop, (chunk + 1) * size))
             key = self._chunk_key(name, chunk)
@@ -276,9 +319,14 @@ class Archive:
                 )
 
     def _chunk_key(self, name: str, chunk: int) -> str:
-        array = schema.member(self.group, name)
+        array = self._member(name)
         coordinates = (chunk,) + (0,) * (array.ndim - 1)
         return f"{name}/{array.metadata.encode_chunk_key(coordinates)}"
+
+
+def _rows_of_a_chunk(array: zarr.Array[Any]) -> int:
+    """Return the rows that lie in one file."""
+    return int((array.shards or array.chunks)[0])
 
 
 _REJECTION = msgspec.json.Decoder(Rejection)
