@@ -153,10 +153,9 @@ def stem_norm_pool_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of the input (empty if not wanted), the weight and both norm parameters."""
     channels, _, taps = weight.shape
-    batch, windows = grad_out_BPC.shape[:2]
-    rows = x_BL.shape[1] - taps + 1
-    smallest = min(block for block, _ in launch.configurations(channels))
-    programs = min(MOST_PROGRAMS, -(-batch * windows // smallest))
+    batch, rows = x_BL.shape[0], launch.output_length(x_BL.shape[1], taps, 0)
+    tiles = launch.configurations(launch.BACKWARD, channels, x_BL.element_size())
+    programs = min(MOST_PROGRAMS, -(-batch * rows // min(height for height, _ in tiles)))
     columns = launch.padded(channels)
     partial = x_BL.new_empty(programs, launch.padded(taps) + 2, columns, dtype=torch.float32)
     spread_BLT = x_BL.new_empty(batch, rows, taps, dtype=torch.float32) if input_gradient else None
@@ -167,7 +166,7 @@ def stem_norm_pool_backward(
         arguments = launch.backward_arguments(shared, grad_out_BPC, chosen, partial, spread_BLT)
         launch.run_backward(arguments, deterministic)
         if spread_BLT is not None:
-            launch.run_gather(launch.gather_arguments(spread_BLT, grad_x, pool))
+            launch.run_gather(launch.gather_arguments(spread_BLT, grad_x))
     sums = partial.sum(dim=0)[:, :channels]
     grad_weight = sums[:taps].t().contiguous().unsqueeze(1).to(weight.dtype)
     grad_norm_weight = sums[-2].to(norm_weight.dtype, copy=True)

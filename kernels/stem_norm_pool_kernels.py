@@ -100,6 +100,12 @@ def stem_norm_pool_kernel(
 
 
 @triton.jit
+def rows_of_one_thread(b_y):
+    """Add up rows 8 apart, which one thread holds of a matrix product: shape (M / 16, 8, columns)."""
+    return tl.sum(tl.reshape(b_y, [b_y.shape[0] // 16, 2, 8, b_y.shape[1]]), axis=1)
+
+
+@triton.jit
 def stem_norm_pool_backward_kernel(
     x_ptr,
     weight_ptr,
@@ -110,7 +116,7 @@ def stem_norm_pool_backward_kernel(
     grad_out_ptr,
     partial_ptr,
     spread_ptr,
-    n_windows,
+    n_rows,
     windows,
     length_out,
     stride_batch,
@@ -126,11 +132,12 @@ def stem_norm_pool_backward_kernel(
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """Go through every n-th tile, recompute its rows and sum up the gradients of the parameters.
+    """Go through every n-th tile, compute its rows anew and sum up the gradients of the parameters.
 
-    A program writes its share once, as rows of COLUMNS values: TAPS_PADDED of the weight's gradient, then the
-    gradients of the norm's weight and bias. Where `spread_ptr` is given, what each row gives to its T points
-    goes there, of shape (B, L_out, T).
+    Here a tile holds rows of the convolution, M = B·L_out in all; the gradient of a window is read by each
+    of its rows, which costs less than to keep it in registers. A program writes its share once, as rows of
+    COLUMNS values: TAPS_PADDED of the weight's gradient, then the gradients of the norm's weight and bias.
+    Where `spread_ptr` is given, what each row gives to its T points goes there, of shape (B, L_out, T).
     """
     o_m = tl.arange(0, BLOCK_M)
     o_c = tl.arange(0, COLUMNS)
@@ -138,57 +145,56 @@ def stem_norm_pool_backward_kernel(
     b_w = tl.load(weight_ptr + o_t[:, None] * COLUMNS + o_c[None, :])
     b_scale = tl.load(norm_weight_ptr + o_c, mask=o_c < WIDTH, other=0.0).to(tl.float32)[None, :]
     b_shift = tl.load(norm_bias_ptr + o_c, mask=o_c < WIDTH, other=0.0).to(tl.float32)[None, :]
-    b_grad_w = tl.zeros([TAPS_PADDED, COLUMNS], tl.float32)
-    b_grad_scale = tl.zeros([BLOCK_M, COLUMNS], tl.float32)
-    b_grad_shift = tl.zeros([BLOCK_M, COLUMNS], tl.float32)
+    DOT_TYPE: tl.constexpr = tl.bfloat16 if x_ptr.dtype.element_ty == tl.bfloat16 else tl.float32
+    b_grad_w = tl.zeros([COLUMNS, TAPS_PADDED], tl.float32)
+    b_grad_scale = tl.zeros([BLOCK_M // 16, 8, COLUMNS], tl.float32)
+    b_grad_shift = tl.zeros([BLOCK_M // 16, 8, COLUMNS], tl.float32)
 
-    for i_tile in range(tl.program_id(0), tl.cdiv(n_windows, BLOCK_M), tl.num_programs(0)):
-        i_window = tl.cast(i_tile, tl.int64) * BLOCK_M
-        m_window = i_window + o_m < n_windows
-        o_ahead = (i_window % windows).to(tl.int32) + o_m
-        o_batch = i_window // windows + o_ahead // windows
-        o_first = (o_ahead % windows) * WINDOW - WINDOW // 2
-        p_pattern = x_ptr + o_batch * stride_batch
-        o_out = (i_window + o_m)[:, None] * WIDTH + o_c[None, :]
-        m_out = m_window[:, None] & (o_c < WIDTH)[None, :]
-        b_grad_out = tl.load(grad_out_ptr + o_out, mask=m_out, other=0.0).to(tl.float32)
+    for i_tile in tl.range(tl.program_id(0), tl.cdiv(n_rows, BLOCK_M), tl.num_programs(0), disable_licm=True):
+        i_row = tl.cast(i_tile, tl.int64) * BLOCK_M
+        o_row = i_row + o_m
+        m_row = o_row < n_rows
+        o_ahead = (i_row % length_out).to(tl.int32) + o_m
+        o_batch = i_row // length_out + o_ahead // length_out
+        o_l = o_ahead % length_out
+        p_x = x_ptr + (o_batch * stride_batch)[:, None]
+        p_x += (o_l[:, None] + o_t[None, :]).to(tl.int64) * stride_length
+        b_x = tl.load(p_x, mask=m_row[:, None] & (o_t < TAPS)[None, :], other=0.0)
+        b_y = tl.dot(b_x, b_w, input_precision="ieee")
+        if seed_ptr is not None:
+            b_keep = keep_tile(seed_ptr, o_row, o_c, dropout_threshold, WIDTH)
+            b_y = tl.where(b_keep, b_y * dropout_scale, 0.0)
+        b_hat, b_rstd = normalised_tile(b_y, o_c, eps, WIDTH)
+
+        # max pool, GELU and the norm's affine part
+        o_window = (o_l + WINDOW // 2) // WINDOW  # the pool may leave the last rows out
+        o_out = (o_batch * windows + o_window)[:, None] * WIDTH + o_c[None, :]
+        m_out = (m_row & (o_window < windows))[:, None] & (o_c < WIDTH)[None, :]
         if WINDOW > 1:
-            b_at = tl.load(chosen_ptr + o_out, mask=m_out, other=0).to(tl.int32)
-        for i_point in range(WINDOW):
-            o_l = o_first + i_point
-            m_l = m_window & (o_l >= 0) & (o_l < length_out)
-            p_x = p_pattern[:, None] + (o_l[:, None] + o_t[None, :]).to(tl.int64) * stride_length
-            b_x = tl.load(p_x, mask=m_l[:, None] & (o_t < TAPS)[None, :], other=0.0)
-            b_y = tl.dot(b_x, b_w, input_precision="ieee")
-            o_row = o_batch * length_out + o_l
-            if seed_ptr is not None:
-                b_keep = keep_tile(seed_ptr, o_row, o_c, dropout_threshold, WIDTH)
-                b_y = tl.where(b_keep, b_y * dropout_scale, 0.0)
-            b_hat, b_rstd = normalised_tile(b_y, o_c, eps, WIDTH)
+            b_at = tl.load(chosen_ptr + o_out, mask=m_out, other=255).to(tl.int32)
+            m_out = m_out & (b_at == ((o_l + WINDOW // 2) % WINDOW)[:, None])
+        b_grad = tl.load(grad_out_ptr + o_out, mask=m_out, other=0.0).to(tl.float32)
+        b_grad *= gelu_slope_tile(b_hat * b_scale + b_shift)
+        b_grad_scale += rows_of_one_thread(b_grad * b_hat)
+        b_grad_shift += rows_of_one_thread(b_grad)
 
-            # GELU and the norm's affine part
-            b_grad = b_grad_out * gelu_slope_tile(b_hat * b_scale + b_shift)
-            if WINDOW > 1:
-                b_grad = tl.where(b_at == i_point, b_grad, 0.0)
-            b_grad_scale += b_grad * b_hat
-            b_grad_shift += b_grad
+        # LayerNorm over C
+        b_grad = normalised_gradient_tile(b_grad * b_scale, b_hat, b_rstd, WIDTH)
+        if seed_ptr is not None:
+            b_grad = tl.where(b_keep, b_grad * dropout_scale, 0.0)
 
-            # LayerNorm over C
-            b_grad = normalised_gradient_tile(b_grad * b_scale, b_hat, b_rstd, WIDTH)
-            if seed_ptr is not None:
-                b_grad = tl.where(b_keep, b_grad * dropout_scale, 0.0)
-
-            # convolution
-            b_grad_w = tl.dot(tl.trans(b_x.to(tl.float32)), b_grad, b_grad_w, input_precision=PRECISION)
-            if spread_ptr is not None:
-                b_spread = tl.dot(b_grad, tl.trans(b_w.to(tl.float32)), input_precision=PRECISION)
-                p_spread = spread_ptr + o_row[:, None] * TAPS + o_t[None, :]
-                tl.store(p_spread, b_spread, mask=m_l[:, None] & (o_t < TAPS)[None, :])
+        # convolution
+        b_grad = b_grad.to(DOT_TYPE)
+        b_grad_w = tl.dot(tl.trans(b_grad), b_x.to(DOT_TYPE), b_grad_w, input_precision=PRECISION)
+        if spread_ptr is not None:
+            b_spread = tl.dot(b_grad, tl.trans(b_w.to(DOT_TYPE)), input_precision=PRECISION)
+            p_spread = spread_ptr + o_row[:, None] * TAPS + o_t[None, :]
+            tl.store(p_spread, b_spread, mask=m_row[:, None] & (o_t < TAPS)[None, :])
 
     p_partial = partial_ptr + tl.program_id(0).to(tl.int64) * ((TAPS_PADDED + 2) * COLUMNS)
-    tl.store(p_partial + o_t[:, None] * COLUMNS + o_c[None, :], b_grad_w)
-    tl.store(p_partial + TAPS_PADDED * COLUMNS + o_c, tl.sum(b_grad_scale, axis=0))
-    tl.store(p_partial + (TAPS_PADDED + 1) * COLUMNS + o_c, tl.sum(b_grad_shift, axis=0))
+    tl.store(p_partial + o_t[None, :] * COLUMNS + o_c[:, None], b_grad_w)
+    tl.store(p_partial + TAPS_PADDED * COLUMNS + o_c, tl.sum(tl.sum(b_grad_scale, axis=0), axis=0))
+    tl.store(p_partial + (TAPS_PADDED + 1) * COLUMNS + o_c, tl.sum(tl.sum(b_grad_shift, axis=0), axis=0))
 
 
 @triton.jit
@@ -198,14 +204,10 @@ def stem_input_gradient_kernel(
     n_points,
     length,
     length_out,
-    n_covered,
     TAPS: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
-    """Gather the input's gradient from what each row gave to its T points.
-
-    Rows from `n_covered` on lie in no window and gave nothing.
-    """
+    """Gather the input's gradient from what each row gave to its T points."""
     i_first = tl.program_id(0).to(tl.int64) * BLOCK_L
     o_l = tl.arange(0, BLOCK_L)
     o_ahead = (i_first % length).to(tl.int32) + o_l
@@ -214,6 +216,6 @@ def stem_input_gradient_kernel(
     m_l = i_first + o_l < n_points
     b_grad = tl.zeros([BLOCK_L], tl.float32)
     for i_tap in range(TAPS):
-        m_row = m_l & (o_point >= i_tap) & (o_point - i_tap < n_covered)
+        m_row = m_l & (o_point >= i_tap) & (o_point - i_tap < length_out)
         b_grad += tl.load(spread_ptr + (o_row - i_tap) * TAPS + i_tap, mask=m_row, other=0.0)
     tl.store(grad_x_ptr + i_first + o_l, b_grad.to(grad_x_ptr.dtype.element_ty), mask=m_l)

@@ -23,7 +23,14 @@ LARGEST_WIDTH = 256  # channels; a tile holds whole rows
 LONGEST = 2**31 - 1024  # points; positions within one pattern are 32-bit, addresses 64-bit
 LARGEST_POOL = 255  # points; the place of a maximum within its window is kept in one byte
 GATHERED = 256  # points of one program that gathers the input's gradient
-TILES = ((2048, 4), (1024, 2), (1024, 4), (2048, 8))  # (values, warps) that are tried
+MOST_WARPS = 8  # of one program
+FORWARD, BACKWARD = "stem_norm_pool_kernel", "stem_norm_pool_backward_kernel"
+TILES = {  # (kernel, bytes of an input value): (values, warps) of the tiles that are tried
+    (FORWARD, 2): ((1024, 2), (2048, 4), (1024, 4)),
+    (FORWARD, 4): ((1024, 4), (512, 2), (2048, 8)),
+    (BACKWARD, 2): ((1024, 2), (2048, 4)),
+    (BACKWARD, 4): ((1024, 4), (512, 2)),
+}
 
 
 def output_length(length: int, taps: int, pool: int) -> int:
@@ -32,12 +39,27 @@ def output_length(length: int, taps: int, pool: int) -> int:
     return (rows + 2 * (pool // 2) - pool) // pool + 1 if pool else rows
 
 
-def configurations(channels: int) -> list[tuple[int, int]]:
-    """List (windows of a tile, warps) that a GPU may choose from; the first is taken where nothing is tried.
+def configurations(name: str, channels: int, itemsize: int) -> list[tuple[int, int]]:
+    """List (rows of a tile, warps) that a GPU may choose from; the first is taken where nothing is tried.
 
-    A thread holds 16 values of a tile in the first: a few such arrays fit its registers.
+    A thread holds 16 values of a tile whose matrix products run on tensor cores, as those hand them out, else
+    eight: some ten such arrays fit its registers. Tiles of two warps leave nothing to be exchanged between
+    warps but the weight's gradient.
+
+    Parameters
+    ----------
+    name : str
+        Of the kernel.
+    channels : int
+        Channels of the convolution.
+    itemsize : int
+        Bytes of an input value.
     """
-    return [(max(elements // padded(channels), SMALLEST_DOT), warps) for elements, warps in TILES]
+    found = []
+    for values, warps in TILES[name, itemsize]:
+        rows = max(values // padded(channels), SMALLEST_DOT)
+        found.append((rows, min(max(warps, rows * padded(channels) * warps // values), MOST_WARPS)))
+    return found
 
 
 def padded(size: int) -> int:
@@ -46,24 +68,27 @@ def padded(size: int) -> int:
 
 
 @cache
-def _tuned(name: str, channels: int) -> Any:
+def _tuned(name: str, channels: int, itemsize: int) -> Any:
     """Wrap a kernel: its first call on a GPU tries `configurations`, and Triton keeps the choice on disk."""
-    configs = [triton.Config({"BLOCK_M": m}, num_warps=w, num_stages=1) for m, w in configurations(channels)]
+    configs = [
+        triton.Config({"BLOCK_M": rows}, num_warps=warps, num_stages=1)
+        for rows, warps in configurations(name, channels, itemsize)
+    ]
     return triton.autotune(configs, ["TAPS_PADDED", "WINDOW"], cache_results=True)(getattr(kernels, name))
 
 
 def _run(name: str, grid: Any, arguments: dict[str, Any], fixed: bool) -> None:
     """Launch a kernel with the quickest of its configurations or, if `fixed`, with the first."""
-    channels = arguments["WIDTH"]
-    block, warps = configurations(channels)[0]
-    first = {"BLOCK_M": block, "num_warps": warps, "num_stages": 1}
+    kind = name, arguments["WIDTH"], arguments["x_ptr"].element_size()
+    rows, warps = configurations(*kind)[0]
+    first = {"BLOCK_M": rows, "num_warps": warps, "num_stages": 1}
     with torch.cuda.device_of(arguments["x_ptr"]):
         if interpreted():
             getattr(kernels, name)[grid](**arguments, **first)
         elif fixed:
             torch.library.wrap_triton(getattr(kernels, name))[grid](**arguments, **first)
         else:
-            torch.library.wrap_triton(_tuned(name, channels))[grid](**arguments)
+            torch.library.wrap_triton(_tuned(*kind))[grid](**arguments)
 
 
 def shared_arguments(
@@ -86,7 +111,6 @@ def shared_arguments(
         "norm_weight_ptr": computable(norm_weight.contiguous()),
         "norm_bias_ptr": computable(norm_bias.contiguous()),
         "seed_ptr": seed if dropout else None,
-        "n_windows": x_BL.shape[0] * windows,
         "windows": windows,
         "length_out": output_length(x_BL.shape[1], taps, 0),
         "stride_batch": x_BL.stride(0),
@@ -116,7 +140,8 @@ def forward_arguments(
     chosen_BPC : Tensor of uint8, shape (batch, P, C), optional
         Becomes the point of its window that each value comes from: all that the backward pass needs.
     """
-    return {**shared, "out_ptr": out_BPC, "chosen_ptr": chosen_BPC}
+    n_windows = out_BPC.shape[0] * out_BPC.shape[1]
+    return {**shared, "out_ptr": out_BPC, "chosen_ptr": chosen_BPC, "n_windows": n_windows}
 
 
 def backward_arguments(
@@ -147,22 +172,20 @@ def backward_arguments(
         "grad_out_ptr": computable(grad_out_BPC.contiguous()),
         "partial_ptr": partial,
         "spread_ptr": spread_BLT,
+        "n_rows": len(grad_out_BPC) * shared["length_out"],
         "PRECISION": "ieee" if shared["x_ptr"].dtype == torch.float32 else "tf32",
     }
 
 
-def gather_arguments(spread_BLT: Tensor, grad_x_BL: Tensor, pool: int) -> dict[str, Any]:
+def gather_arguments(spread_BLT: Tensor, grad_x_BL: Tensor) -> dict[str, Any]:
     """Return what the kernel takes that gathers the input's gradient into `grad_x_BL`, contiguous."""
-    length, (_, rows, taps) = grad_x_BL.shape[1], spread_BLT.shape
-    covered = min(rows, output_length(length, taps, pool) * pool - pool // 2) if pool else rows
     return {
         "spread_ptr": spread_BLT,
         "grad_x_ptr": grad_x_BL,
         "n_points": grad_x_BL.numel(),
-        "length": length,
-        "length_out": rows,
-        "n_covered": covered,
-        "TAPS": taps,
+        "length": grad_x_BL.shape[1],
+        "length_out": spread_BLT.shape[1],
+        "TAPS": spread_BLT.shape[2],
         "BLOCK_L": GATHERED,
     }
 
@@ -173,12 +196,12 @@ def run_forward(arguments: dict[str, Any], deterministic: bool) -> None:
     def grid(meta: dict[str, Any]) -> tuple[int]:
         return (triton.cdiv(arguments["n_windows"], meta["BLOCK_M"]),)
 
-    _run("stem_norm_pool_kernel", grid, arguments, deterministic)
+    _run(FORWARD, grid, arguments, deterministic)
 
 
 def run_backward(arguments: dict[str, Any], deterministic: bool) -> None:
     """Run the backward kernel, as many programs as `partial` has places."""
-    _run("stem_norm_pool_backward_kernel", (len(arguments["partial_ptr"]),), arguments, deterministic)
+    _run(BACKWARD, (len(arguments["partial_ptr"]),), arguments, deterministic)
 
 
 def run_gather(arguments: dict[str, Any]) -> None:
