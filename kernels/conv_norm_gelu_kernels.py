@@ -13,6 +13,20 @@ import triton.language as tl
 
 from .triton_tiles import dropped_tile, gelu_slope_tile, gelu_tile, normalised_gradient_tile, normalised_tile
 
+# Known at run time only, so that one compiled kernel serves all lengths, batches, taps and strides.
+SIZES = (
+    "n_rows",
+    "n_tiles",
+    "rows_per_split",
+    "length",
+    "length_out",
+    "length_phase",
+    "stride",
+    "padding",
+    "taps",
+    "threshold",
+)
+
 
 @triton.jit
 def row_positions(i_row, length_out, BLOCK_M: tl.constexpr):
@@ -31,7 +45,7 @@ def window_tile(
     length,
     stride_batch,
     stride_length,
-    TAPS: tl.constexpr,
+    taps,
     C_IN: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
@@ -46,7 +60,7 @@ def window_tile(
     else:
         o_tap = (i_k + o_k) // C_IN
         o_x = o_first[:, None] + o_tap[None, :]
-        m_x = m_row[:, None] & (o_x >= 0) & (o_x < length) & (o_tap < TAPS)[None, :]
+        m_x = m_row[:, None] & (o_x >= 0) & (o_x < length) & (o_tap < taps)[None, :]
         p_x = p_pattern[:, None] + o_x.to(tl.int64) * stride_length
         b_x = tl.load(p_x + ((i_k + o_k) % C_IN)[None, :], mask=m_x, other=0.0)
     return b_x
@@ -64,7 +78,7 @@ def convolved_tile(
     stride_length,
     stride,
     padding,
-    TAPS: tl.constexpr,
+    taps,
     C_IN: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -77,10 +91,10 @@ def convolved_tile(
     m_row = i_row + tl.arange(0, BLOCK_M) < n_rows
     o_weight = tl.arange(0, BLOCK_K)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     b_y = tl.zeros([BLOCK_M, COLUMNS], dtype=tl.float32)
-    for i_block in range((TAPS * C_IN + BLOCK_K - 1) // BLOCK_K):
+    for i_block in range((taps * C_IN + BLOCK_K - 1) // BLOCK_K):
         i_k = i_block * BLOCK_K
         b_x = window_tile(
-            x_ptr, o_batch, o_first, m_row, i_k, length, stride_batch, stride_length, TAPS, C_IN, BLOCK_K
+            x_ptr, o_batch, o_first, m_row, i_k, length, stride_batch, stride_length, taps, C_IN, BLOCK_K
         )
         b_w = tl.load(weight_ptr + i_k * COLUMNS + o_weight)
         b_y = tl.dot(b_x, b_w, b_y, input_precision=PRECISION)
@@ -95,7 +109,7 @@ def affine_tile(b_hat, norm_weight_ptr, norm_bias_ptr, o_n, m_n):
     return b_hat * b_weight[None, :] + b_bias[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
     x_ptr,
     weight_ptr,
@@ -115,10 +129,10 @@ def forward_kernel(
     stride_length,
     stride,
     padding,
+    taps,
     eps,
     threshold,
     scale,
-    TAPS: tl.constexpr,
     C_IN: tl.constexpr,
     C_OUT: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -141,7 +155,7 @@ def forward_kernel(
 
     b_y = convolved_tile(
         x_ptr, weight_ptr, i_row, n_rows, length, length_out, stride_batch, stride_length, stride, padding,
-        TAPS, C_IN, COLUMNS, BLOCK_M, BLOCK_K, PRECISION,
+        taps, C_IN, COLUMNS, BLOCK_M, BLOCK_K, PRECISION,
     )  # fmt: skip
     if DROPOUT:
         b_y = dropped_tile(b_y, seed_ptr, i_rows, o_n, threshold, scale, C_OUT)
@@ -163,7 +177,7 @@ def forward_kernel(
         tl.store(shortcut_ptr + o_out, b_y.to(shortcut_ptr.dtype.element_ty), mask=m_out)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def rows_backward_kernel(
     x_ptr,
     weight_ptr,
@@ -183,10 +197,10 @@ def rows_backward_kernel(
     stride_length,
     stride,
     padding,
+    taps,
     eps,
     threshold,
     scale,
-    TAPS: tl.constexpr,
     C_IN: tl.constexpr,
     C_OUT: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -214,7 +228,7 @@ def rows_backward_kernel(
         m_out = (i_rows < n_rows)[:, None] & m_n[None, :]
         b_y = convolved_tile(
             x_ptr, weight_ptr, i_row, n_rows, length, length_out, stride_batch, stride_length, stride,
-            padding, TAPS, C_IN, COLUMNS, BLOCK_M, BLOCK_K, PRECISION,
+            padding, taps, C_IN, COLUMNS, BLOCK_M, BLOCK_K, PRECISION,
         )  # fmt: skip
         if DROPOUT:
             b_y = dropped_tile(b_y, seed_ptr, i_rows, o_n, threshold, scale, C_OUT)
@@ -240,7 +254,7 @@ def rows_backward_kernel(
     tl.store(p_norm + C_OUT, b_grad_bias, mask=m_n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def input_backward_kernel(
     grad_conv_ptr,
     weight_ptr,
@@ -253,7 +267,7 @@ def input_backward_kernel(
     length_phase,
     stride,
     padding,
-    TAPS: tl.constexpr,
+    taps,
     C_IN: tl.constexpr,
     C_OUT: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -280,7 +294,7 @@ def input_backward_kernel(
     i_first = (i_phase + padding) % stride
     o_out = o_position + (i_phase + padding) // stride
     b_x = tl.zeros([BLOCK_M, COLUMNS], dtype=tl.float32)
-    for i_block in range((TAPS - i_first + stride - 1) // stride * BLOCKS):
+    for i_block in range((taps - i_first + stride - 1) // stride * BLOCKS):
         i_step = i_block // BLOCKS
         i_n = i_block % BLOCKS * BLOCK_K
         o_row = o_out - i_step
@@ -309,7 +323,7 @@ def input_backward_kernel(
     tl.store(p_x[:, None] + o_c[None, :], b_x.to(grad_x_ptr.dtype.element_ty), mask=m_x)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def weight_backward_kernel(
     x_ptr,
     grad_conv_ptr,
@@ -322,7 +336,7 @@ def weight_backward_kernel(
     stride_length,
     stride,
     padding,
-    TAPS: tl.constexpr,
+    taps,
     C_IN: tl.constexpr,
     C_OUT: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -348,14 +362,14 @@ def weight_backward_kernel(
         o_batch, o_position = row_positions(i_row, length_out, BLOCK_M)
         o_first = o_position * stride - padding
         b_x = window_tile(
-            x_ptr, o_batch, o_first, m_row, i_k, length, stride_batch, stride_length, TAPS, C_IN, BLOCK_K
+            x_ptr, o_batch, o_first, m_row, i_k, length, stride_batch, stride_length, taps, C_IN, BLOCK_K
         )
         p_grad = grad_conv_ptr + i_rows[:, None] * C_OUT + o_n[None, :]
         b_grad = tl.load(p_grad, mask=m_row[:, None] & m_n[None, :], other=0.0)
         b_weight = tl.dot(tl.trans(b_x), b_grad, b_weight, input_precision=PRECISION)
     o_weight = o_k[:, None] * COLUMNS + o_n[None, :]
     if ATOMIC:
-        m_weight = (o_k < TAPS * C_IN)[:, None] & m_n[None, :]
+        m_weight = (o_k < taps * C_IN)[:, None] & m_n[None, :]
         tl.atomic_add(grad_weight_ptr + o_weight, b_weight, mask=m_weight, sem="relaxed")
     else:
         i_share = tl.program_id(1).to(tl.int64) * tl.num_programs(0) * BLOCK_K * COLUMNS

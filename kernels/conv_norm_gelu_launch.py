@@ -212,6 +212,7 @@ def input_backward(
             "length_phase": length_phase,
             "stride": geometry.stride,
             "padding": geometry.padding,
+            "taps": geometry.taps,
         },
         {
             **_sizes(geometry),
@@ -281,6 +282,7 @@ def _input_arguments(x_BLC: Tensor, geometry: Geometry) -> dict[str, Any]:
         "stride_length": x_BLC.stride(1),
         "stride": geometry.stride,
         "padding": geometry.padding,
+        "taps": geometry.taps,
     }
 
 
@@ -293,4 +295,4 @@ def _norm_arguments(norm: Norm) -> dict[str, Any]:
 
 
 def _sizes(geometry: Geometry) -> dict[str, int]:
-    return {"TAPS": geometry.taps, "C_IN": geometry.c_in, "C_OUT": geometry.c_out}
+    return {"C_IN": geometry.c_in, "C_OUT": geometry.c_out}

@@ -71,28 +71,30 @@ def heuristic(kind: str, c_in: int, c_out: int, taps: int, itemsize: int) -> Til
     if kind == "weight":
         return _weight_tile(c_in, c_out, taps, itemsize)
     inner, columns = (c_out, padded(c_in)) if kind == "input" else (c_in, padded(c_out))
-    block_m = 128 if columns <= 64 else 64
-    return Tile(block_m, _inner_block(inner, taps, columns, block_m, itemsize), _warps(block_m, columns), 3)
+    block_m = _rows(columns, itemsize, least=64 if itemsize == 2 and kind != "rows" else 32)
+    block_k = SMALLEST_DOT if inner < SMALLEST_DOT else min(inner, 64)
+    while block_k > SMALLEST_DOT and (block_m + columns) * block_k * itemsize > STAGE_BYTES:
+        block_k //= 2
+    return Tile(block_m, block_k, _warps(block_m, columns, itemsize), 3)
 
 
 def _weight_tile(c_in: int, c_out: int, taps: int, itemsize: int) -> Tile:
     """Take as many elements of the windows as the accumulators allow, so that gradients are read seldom."""
     columns = padded(c_out)
-    block_k = 128 if columns <= 64 else 64
+    block_k = _rows(columns, itemsize, least=32)
     while block_k > SMALLEST_DOT and block_k >= 2 * taps * c_in:
         block_k //= 2
-    block_m = 64
+    block_m = 64 if itemsize == 2 else 32
     while block_m > 2 * SMALLEST_DOT and block_m * (block_k + columns) * itemsize > STAGE_BYTES:
         block_m //= 2
-    return Tile(block_m, block_k, _warps(block_k, columns), 3)
+    return Tile(block_m, block_k, _warps(block_k, columns, itemsize), 3)
 
 
-def _inner_block(inner: int, taps: int, columns: int, block_m: int, itemsize: int) -> int:
-    block_k = SMALLEST_DOT if inner < SMALLEST_DOT else min(inner, 64)
-    while block_k > SMALLEST_DOT and (block_m + columns) * block_k * itemsize > STAGE_BYTES:
-        block_k //= 2
-    return block_k
+def _rows(columns: int, itemsize: int, least: int) -> int:
+    """Return how many rows of accumulators a program holds: 8192 numbers, half of it for float32."""
+    return min(max(16384 // itemsize // columns, least), 128)
 
 
-def _warps(rows: int, columns: int) -> int:
-    return 4 if rows * columns <= 4096 else 8
+def _warps(rows: int, columns: int, itemsize: int) -> int:
+    """Give float32 twice the threads: the parts of its factors live in registers too."""
+    return 4 if rows * columns * itemsize <= 8192 else 8

@@ -78,12 +78,13 @@ def specialised(kernel: Any, arguments: dict[str, Any]) -> tuple[dict, dict, dic
     attributes: dict[tuple[int], list] = {}
     for index, parameter in enumerate(kernel.params):
         value = arguments[parameter.name]
-        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+        looked_at = isinstance(value, int) and not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (looked_at and value == 1):
             signature[parameter.name] = "constexpr"
             constants[parameter.name] = value
             continue
         signature[parameter.name] = type_name(value)
-        if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+        if isinstance(value, torch.Tensor) or (looked_at and value % 16 == 0):
             attributes[(index,)] = [["tt.divisibility", 16]]
     return signature, constants, attributes
 
