@@ -12,7 +12,10 @@ from typing import Any
 
 from interleaved import Ratio
 
-PACKAGES = ("hxrd", "numpy", "numba", "llvmlite", "gemmi", "pymatgen", "xrd-rust", "phasesmith", "moyopy")
+PACKAGES = (
+    *("hxrd", "numpy", "numba", "llvmlite", "gemmi", "pymatgen", "xrd-rust", "phasesmith", "moyopy"),
+    *("torch", "triton", "onnx", "onnxruntime", "openvino"),
+)
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
@@ -116,7 +119,7 @@ def hardware() -> dict[str, Any]:
         named = {key.strip(): value.strip() for key, value in fields.items()}
         processor = named.get("model name", processor)
         present = set(named.get("flags", "").split())
-        flags = [flag for flag in ("avx2", "fma", "avx512f") if flag in present]
+        flags = [flag for flag in ("avx2", "fma", "avx512f", "avx512_bf16") if flag in present]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     return {
         "processor": processor,
