@@ -89,10 +89,18 @@ class Launch:
     options: dict[str, Any]
 
     def run(self) -> None:
-        """Run the kernel on the device of its first argument."""
-        run = self.kernel if interpreted() else torch.library.wrap_triton(self.kernel)
+        """Run the kernel on the device of its first argument, or let torch.compile see that it would run."""
+        traceable = self.kernel if interpreted() else torch.library.wrap_triton(self.kernel)
+        if traceable is self.kernel:
+            self.run_now()
+        else:
+            traceable[self.grid](**self.arguments, **self.options)
+
+    def run_now(self) -> Any:
+        """Run the kernel and return what Triton compiled."""
         with torch.cuda.device_of(next(iter(self.arguments.values()))):
-            run[self.grid](**self.arguments, **self.options)
+            # asked for, as a future Triton would not fuse by itself; torch.compile's wrapper takes no options
+            return self.kernel[self.grid](**self.arguments, **self.options, enable_fp_fusion=True)
 
 
 def channels_last(x_BLC: Tensor) -> Tensor:

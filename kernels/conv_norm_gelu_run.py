@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import conv_norm_gelu_launch as launch
 from .conv_norm_gelu_launch import NO_DROPOUT, Dropout, Geometry, Norm
-from .conv_norm_gelu_tiles import Tile, padded
+from .conv_norm_gelu_tiles import Tile, heuristic, padded
 from .conv_norm_gelu_tuning import choose_tile
 from .triton_tiles import computable
 
@@ -107,7 +107,9 @@ def weight_backward(
 
 
 def _tile(kind: str, x_BLC: Tensor, geometry: Geometry, deterministic: bool) -> Tile:
-    return choose_tile(kind, geometry.c_in, geometry.c_out, geometry.taps, x_BLC.dtype)
+    if deterministic:
+        return heuristic(kind, geometry.c_in, geometry.c_out, geometry.taps, x_BLC.element_size())
+    return choose_tile(kind, x_BLC.device, x_BLC.dtype, geometry)
 
 
 __all__ = ["NO_DROPOUT", "Dropout", "Geometry", "Norm"]

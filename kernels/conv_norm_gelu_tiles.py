@@ -1,19 +1,19 @@
 """Which tile each kernel of `conv_norm_gelu` works on: heuristics, and the few candidates that are tried.
 
-Heuristics: a tile is as many rows as keep a thread's accumulators below about 64 registers (128 rows of up to
-64 channels, 64 of more), for LayerNorm needs whole rows in registers. The taps' products advance by up to 64
-channels of one tap, fewer where a pipeline stage would exceed 24 KiB of shared memory: three stages then fit
-the 99 KiB of the smallest chips since sm_80. Below 16 input channels several taps share a product. float32 is
-multiplied as three TF32 products, whose error is that of float32 itself to a few units.
+Heuristics. A tile is as many rows as give each thread some 32 accumulators (128 rows of up to 64 channels in
+16-bit types, half of it in float32), for LayerNorm needs whole rows in registers. Of the taps' products it
+takes up to 64 channels of one tap at a time, fewer where a stage of the pipeline would exceed 24 KiB of
+shared memory: three stages then fit the 99 KiB of the smallest chips since sm_80. Below 16 input channels
+several taps share a product. The weight's gradient has taps and channels for rows and sums over 64 points
+at a time. float32 is multiplied as three TF32 products, whose error is that of float32 to a few units.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .triton_tiles import SMALLEST_DOT
 
 KINDS = ("forward", "rows", "input", "weight")
-LARGEST_WIDTH = 256  # channels; a tile holds whole rows
 STAGE_BYTES = 24 * 1024  # of shared memory
 PRECISION = "tf32x3"  # of float32 products
 
@@ -71,17 +71,26 @@ def heuristic(kind: str, c_in: int, c_out: int, taps: int, itemsize: int) -> Til
     if kind == "weight":
         return _weight_tile(c_in, c_out, taps, itemsize)
     inner, columns = (c_out, padded(c_in)) if kind == "input" else (c_in, padded(c_out))
-    block_m = _rows(columns, itemsize, least=64 if itemsize == 2 and kind != "rows" else 32)
+    block_m = _rows(columns, itemsize, least=32 if kind == "rows" else 64)
     block_k = SMALLEST_DOT if inner < SMALLEST_DOT else min(inner, 64)
     while block_k > SMALLEST_DOT and (block_m + columns) * block_k * itemsize > STAGE_BYTES:
         block_k //= 2
     return Tile(block_m, block_k, _warps(block_m, columns, itemsize), 3)
 
 
+def candidates(kind: str, c_in: int, c_out: int, taps: int, itemsize: int) -> list[Tile]:
+    """Return the tiles that are worth a trial, the heuristic one first."""
+    first = heuristic(kind, c_in, c_out, taps, itemsize)
+    tried = [first, replace(first, num_warps=12 - first.num_warps), replace(first, num_stages=4)]
+    if first.block_m > 32:
+        tried.append(replace(first, block_m=first.block_m // 2, num_warps=4))
+    return tried
+
+
 def _weight_tile(c_in: int, c_out: int, taps: int, itemsize: int) -> Tile:
     """Take as many elements of the windows as the accumulators allow, so that gradients are read seldom."""
     columns = padded(c_out)
-    block_k = _rows(columns, itemsize, least=32)
+    block_k = _rows(columns, itemsize, least=64)
     while block_k > SMALLEST_DOT and block_k >= 2 * taps * c_in:
         block_k //= 2
     block_m = 64 if itemsize == 2 else 32
@@ -91,8 +100,8 @@ def _weight_tile(c_in: int, c_out: int, taps: int, itemsize: int) -> Tile:
 
 
 def _rows(columns: int, itemsize: int, least: int) -> int:
-    """Return how many rows of accumulators a program holds: 8192 numbers, half of it for float32."""
-    return min(max(16384 // itemsize // columns, least), 128)
+    """Return how many rows of accumulators a program holds: 8192 numbers, or 4096 for float32."""
+    return min(max(16384 // itemsize // columns, least if itemsize == 2 else SMALLEST_DOT), 128)
 
 
 def _warps(rows: int, columns: int, itemsize: int) -> int:

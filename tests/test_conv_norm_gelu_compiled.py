@@ -1,101 +1,164 @@
-"""The fused convolution compiled for three GPUs, without having one.
+"""The fused convolutions compiled for three GPUs, without having one: every kernel that the ResNet launches.
 
-Triton's interpreter is chosen at import, so each target is compiled in a process of its own:
-`python test_conv_norm_gelu_compiled.py 90` prints what came out for sm_90.
+`python test_conv_norm_gelu_compiled.py 90 bf16` prints what came out for sm_90.
 """
 
 import json
-import re
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 
 import pytest
-from test_conv_norm_gelu import OTHERS, RESNET, Conv, run_python
+import torch
+from compiled_kernels import NAMES, TARGETS, compiled_report, require_good_code, run_python, specialised
+from conv_norm_gelu_cases import PAIRS, RESNET, Conv
 
 from hxrd.kernels import conv_norm_gelu as op
 
-TARGETS = (80, 90, 100)
-SMALLEST_SHARED_MEMORY = 99 * 1024  # bytes a block may have on sm_86, the least of all targets since sm_80
-TENSOR_CORES = {80: r"mma\.sync", 90: r"wgmma\.mma_async", 100: r"tcgen05\.mma"}
-IN_FLOAT32 = ("stem", "layer1-conv2", "layer3-conv2")
-# one layer, the last, for each shape of a weight: the rest of a layer is known at run time only
-WEIGHT_SHAPES = {(conv.c_in, conv.c_out, conv.taps): conv for conv in [*RESNET, OTHERS[3]]}
+WORKERS = 2
+DTYPES = {NAMES[dtype]: dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+
+if not op.TRITON_MISSING:
+    from hxrd.kernels import conv_norm_gelu_launch as launch
+    from hxrd.kernels.conv_norm_gelu_tiles import Tile, candidates, heuristic, padded
 
 
-def compiled_report(conv: Conv, dtype: str, target: int) -> dict:
-    """Compile one variant of the kernel and tell what the machine code holds."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+@dataclass(frozen=True)
+class Meta:
+    """Launches of one convolution on tensors without memory."""
 
-    kernel = op.conv_norm_gelu_kernel
-    options = op.compile_options(conv.c_in, conv.c_out, conv.taps, conv.gelu, 4 if dtype == "fp32" else 2)
-    constants = {name: value for name, value in options.items() if name in kernel.arg_names}
-    launch_options = {name: value for name, value in options.items() if name not in kernel.arg_names}
-    if not conv.residual:
-        constants["residual_ptr"] = None
-    signature = {name: argument_type(name, dtype, constants) for name in kernel.arg_names}
-    aligned = [
-        i for i, name in enumerate(kernel.arg_names) if name.endswith("_ptr") and name not in constants
-    ]
-    if conv.c_in >= 16:
-        aligned += [kernel.arg_names.index(name) for name in ("stride_batch", "stride_length")]
-    attributes = {(index,): [["tt.divisibility", 16]] for index in aligned}
-    source = ASTSource(kernel, signature, constants, attributes)
-    binary = triton.compile(source, target=GPUTarget("cuda", target, 32), options=launch_options)
-    return {
-        "case": f"{conv} {dtype} sm_{target}",
-        "tensor_cores": bool(re.search(TENSOR_CORES[target], binary.asm["ptx"])),
-        "expected_tensor_cores": dtype == "bf16" and conv.c_in >= 16,
-        "shared_memory": binary.metadata.shared,
-        "spilled": spilled_bytes(binary.asm["cubin"]),
-    }
+    conv: Conv
+    dtype: torch.dtype
+    tried: int = 0
 
+    def tile(self, kind: str, taps: int) -> "Tile":
+        """The heuristic tile, or the candidate number `tried` (the last one where there are fewer)."""
+        shape = self.conv.c_in, self.conv.c_out, taps, self.dtype.itemsize
+        tiles = candidates(kind, *shape)
+        assert tiles[0] == heuristic(kind, *shape)
+        return tiles[min(self.tried, len(tiles) - 1)]
 
-def argument_type(name: str, dtype: str, constants: dict) -> str:
-    if name in constants:
-        return "constexpr"
-    if name.endswith("_ptr"):
-        return "*fp32" if name.startswith("norm_") else f"*{dtype}"
-    return "fp32" if name == "eps" else "i32"
+    def tensor(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype or self.dtype, device="meta")
 
-
-def spilled_bytes(cubin: bytes) -> int | None:
-    """Bytes of local memory that a thread uses; None where Triton brings no cuobjdump."""
-    import triton
-
-    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    if not cuobjdump.exists():
-        return None
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = subprocess.run(
-            [cuobjdump, "-res-usage", file.name], capture_output=True, text=True, check=True
+    def launches(self) -> Iterator[tuple[str, "launch.Launch"]]:
+        conv, batch, length = self.conv, 512, 433
+        sizes = conv.c_in, conv.c_out, conv.taps, conv.stride, conv.padding
+        geometry = launch.Geometry(batch, length, conv.length_out(length), *sizes)
+        x_BLC = self.tensor(batch, length, conv.c_in)
+        out_BLN = self.tensor(batch, geometry.length_out, conv.c_out)
+        weight = self.tensor(conv.c_out, conv.c_in, conv.taps)
+        shortcut_weight = self.tensor(conv.c_out, conv.c_in, 1)
+        affine = self.tensor(conv.c_out, dtype=torch.float32)
+        norm = launch.Norm(affine, affine, 1e-5)
+        grad_norm = self.tensor(1024, 2, conv.c_out, dtype=torch.float32)
+        residual = out_BLN if conv.residual else None
+        dropout = launch.Dropout(0.1, self.tensor(1, dtype=torch.int64))
+        for name, mask in (("training", dropout), ("inference", launch.NO_DROPOUT)):
+            yield (
+                f"forward {name}",
+                launch.forward(
+                    x_BLC,
+                    weight,
+                    norm,
+                    residual,
+                    (shortcut_weight, norm) if conv.shortcut else None,
+                    mask,
+                    (out_BLN, out_BLN),
+                    geometry,
+                    conv.gelu,
+                    self.tile("forward", conv.taps),
+                ),
+            )
+        yield (
+            "rows",
+            launch.rows_backward(
+                x_BLC,
+                weight,
+                norm,
+                residual,
+                dropout,
+                out_BLN,
+                (out_BLN, residual, grad_norm),
+                geometry,
+                conv.gelu,
+                self.tile("rows", conv.taps),
+            ),
         )
-    sizes = re.findall(r"\b(?:STACK|LOCAL):(\d+)", usage.stdout)
-    assert sizes, usage.stdout
-    return sum(int(size) for size in sizes)
+        if conv.shortcut:
+            tile = self.tile("rows", 1)
+            gradients = out_BLN, None, grad_norm
+            beside = geometry.shortcut
+            yield (
+                "rows shortcut",
+                launch.rows_backward(
+                    x_BLC,
+                    shortcut_weight,
+                    norm,
+                    None,
+                    launch.NO_DROPOUT,
+                    out_BLN,
+                    gradients,
+                    beside,
+                    False,
+                    tile,
+                ),
+            )
+        pair = (out_BLN, shortcut_weight) if conv.shortcut else None
+        tile = self.tile("input", conv.taps)
+        yield "input", launch.input_backward(out_BLN, weight, pair, x_BLC, geometry, tile)
+        yield from self.weight_launches(x_BLC, out_BLN, geometry)
+        if conv.shortcut:
+            yield from self.weight_launches(x_BLC, out_BLN, geometry.shortcut)
+
+    def weight_launches(
+        self, x_BLC: torch.Tensor, grad_conv: torch.Tensor, geometry: "launch.Geometry"
+    ) -> Iterator[tuple[str, "launch.Launch"]]:
+        tile = self.tile("weight", geometry.taps)
+        depth = launch.ceil_div(geometry.taps * geometry.c_in, tile.block_k) * tile.block_k
+        grad_weight = self.tensor(8, depth, padded(geometry.c_out), dtype=torch.float32)
+        for atomic in (True, False):
+            name = f"weight {geometry.taps} {'atomic' if atomic else 'in order'}"
+            yield name, launch.weight_backward(x_BLC, grad_conv, grad_weight, geometry, atomic, tile)
 
 
-def compile_everything(target: int) -> list[dict]:
-    in_bfloat16 = [compiled_report(conv, "bf16", target) for conv in WEIGHT_SHAPES.values()]
-    return in_bfloat16 + [compiled_report(conv, "fp32", target) for conv in RESNET if conv.name in IN_FLOAT32]
+def variants(dtype: torch.dtype, tried: int) -> dict[str, tuple]:
+    """Return kernel, arguments and options of all launches whose machine code differs, by name."""
+    different = {}
+    for conv in RESNET + PAIRS:
+        for name, prepared in Meta(conv, dtype, tried).launches():
+            options = {key: prepared.options[key] for key in ("num_warps", "num_stages")}
+            arguments = prepared.arguments | {k: v for k, v in prepared.options.items() if k not in options}
+            code = str((prepared.kernel.__name__, specialised(prepared.kernel, arguments), options))
+            different.setdefault(code, (f"{conv} {name}", prepared.kernel, arguments, options))
+    return {case: (kernel, arguments, options) for case, kernel, arguments, options in different.values()}
+
+
+def report(dtype_name: str, tried: int, case: str, target: int) -> dict:
+    kernel, arguments, options = variants(DTYPES[dtype_name], tried)[case]
+    return compiled_report(f"{case} {dtype_name}", kernel, arguments, options, target)
+
+
+def compile_everything(target: int, dtype_name: str, tried: int = 0) -> list[dict]:
+    cases = list(variants(DTYPES[dtype_name], tried))
+    with ProcessPoolExecutor(WORKERS) as pool:
+        parts = [pool.submit(report, dtype_name, tried, case, target) for case in cases]
+        return [part.result() for part in parts]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(op.TRITON_MISSING), reason=op.TRITON_MISSING or "triton is here")
+@pytest.mark.parametrize("dtype_name", DTYPES)
 @pytest.mark.parametrize("target", TARGETS)
-def test_compiles_without_a_gpu(target: int) -> None:
-    reports = json.loads(run_python(__file__, str(target)))
-    assert len(reports) == len(WEIGHT_SHAPES) + len(IN_FLOAT32)
-    for report in reports:
-        assert report["tensor_cores"] == report["expected_tensor_cores"], report
-        assert report["shared_memory"] <= SMALLEST_SHARED_MEMORY, report
-        assert not report["spilled"], report
+def test_compiles_without_a_gpu(target: int, dtype_name: str) -> None:
+    reports = json.loads(run_python("-W", "ignore", __file__, str(target), dtype_name))
+    for kind in ("forward training", "forward inference", "rows", "rows shortcut", "input", "in order"):
+        assert any(kind in found["case"] for found in reports)
+    require_good_code(reports)
+    if dtype_name != "fp32":
+        require_good_code([found for found in reports if "stem" not in found["case"]], on_tensor_cores=True)
 
 
 if __name__ == "__main__":
-    print(json.dumps(compile_everything(int(sys.argv[1]))))
+    print(json.dumps(compile_everything(int(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:]))))
