@@ -125,13 +125,14 @@ def classify(
       hxrd classify quartz.xye --probe neutron --wavelength 1.5401 -o result.parquet
     """
     from hxrd.classify.inputs import open_inputs
-    from hxrd.classify.output import check_output
 
     if topk is not None and topk < 1:
         raise UsageError(f"--topk {topk} is impossible; give 1 or more")
     if resume and output is None:
         raise UsageError("--resume needs the -o FILE of the interrupted run")
     if output is not None:
+        from hxrd.classify.output import check_output
+
         check_output(output, force=force, resume=resume)
     length = _angstrom(wavelength)
     patterns = open_inputs(inputs, probe=probe, wavelength=length)

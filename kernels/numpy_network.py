@@ -83,9 +83,11 @@ def _conv_norm(
     x_BLC = np.pad(x_BLC, ((0, 0), (padding, padding), (0, 0)))
     windows_BLCT = np.lib.stride_tricks.sliding_window_view(x_BLC, weight_NCT.shape[2], axis=1)[:, ::stride]
     y_BLN = np.tensordot(windows_BLCT, weight_NCT, axes=([2, 3], [1, 2]))
-    y_BLN = y_BLN - y_BLN.mean(axis=-1, keepdims=True)
+    y_BLN -= y_BLN.mean(axis=-1, keepdims=True)
     y_BLN /= np.sqrt(np.square(y_BLN).mean(axis=-1, keepdims=True) + np.float32(EPS))
-    return y_BLN * weights[f"{name}.layer_norm.weight"] + weights[f"{name}.layer_norm.bias"]
+    y_BLN *= weights[f"{name}.layer_norm.weight"]
+    y_BLN += weights[f"{name}.layer_norm.bias"]
+    return y_BLN
 
 
 def _max_pool(y_BLN: NDArray[np.float32], pool: int) -> NDArray[np.float32]:
@@ -97,12 +99,18 @@ def _max_pool(y_BLN: NDArray[np.float32], pool: int) -> NDArray[np.float32]:
 def gelu(x: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the exact (erf) GELU."""
     z = np.clip(x * np.float32(np.sqrt(0.5)), np.float32(-4), np.float32(4))
-    erf = z * _polynomial(ERF_ABOVE, z * z) / _polynomial(ERF_BELOW, z * z)
-    return x * (np.float32(0.5) + np.float32(0.5) * erf)
+    erf = _polynomial(ERF_ABOVE, square := z * z)
+    erf *= z
+    erf /= _polynomial(ERF_BELOW, square)
+    erf += np.float32(1)
+    erf *= np.float32(0.5) * x
+    return erf
 
 
 def _polynomial(coefficients: tuple[float, ...], x: NDArray[np.float32]) -> NDArray[np.float32]:
-    value = np.full_like(x, coefficients[0])
-    for coefficient in coefficients[1:]:
-        value = value * x + np.float32(coefficient)
+    value = x * np.float32(coefficients[0])
+    for coefficient in coefficients[1:-1]:
+        value += np.float32(coefficient)
+        value *= x
+    value += np.float32(coefficients[-1])
     return value

@@ -3,9 +3,8 @@
 Arrays only. Every pattern of a call shares one grid, so what depends on the grid alone is worked out
 once, in `Bins` and `Background`, and each pattern costs a few passes over its points.
 
-The Numba kernels (`rebin_kernels`) are two to nine times as quick as the NumPy functions here, but take half a
-second to import and some ten to compile; the numbers are the same to the last bit.
-An independent oracle stands in ``tests/test_preprocess.py``.
+The Numba kernels (`rebin_kernels`) are two to nine times as quick as the NumPy functions here, but take half
+a second to import and some four to compile; the numbers are the same to the last bit. An independent oracle stands in ``tests/test_preprocess.py``.
 """
 
 from typing import NamedTuple
@@ -187,6 +186,13 @@ def _normalised_alone(intensity: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.maximum(out, np.float32(0), out=out)
 
 
+def median(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the median over the last axis of finite values; `numpy.median` imports masked arrays."""
+    n = values.shape[-1]
+    sorted_ = np.partition(values, [(n - 1) // 2, n // 2], axis=-1)
+    return 0.5 * (sorted_[..., (n - 1) // 2] + sorted_[..., n // 2])
+
+
 # --- in NumPy: R rows, S points of the source, N bins -------------------------------------------------
 
 
@@ -247,7 +253,7 @@ def _noise(counts_RN: NDArray[np.float64], background_RN: NDArray[np.float64]) -
     sigma_RN = np.sqrt(np.maximum(background_RN, NOISE_FLOOR * mean_R1))
     sigma_RN[mean_R1[:, 0] <= 0] = 1.0  # rows without any noise, set to zero below
     second = np.abs(counts_RN[:, :-2] - 2.0 * counts_RN[:, 1:-1] + counts_RN[:, 2:]) / sigma_RN[:, 1:-1]
-    scale_R1 = np.median(second, axis=1, keepdims=True) / (NORMAL_MEDIAN * SECOND_DIFFERENCE)
+    scale_R1 = median(second)[:, None] / (NORMAL_MEDIAN * SECOND_DIFFERENCE)
     return np.where(mean_R1 > 0, sigma_RN * scale_R1, 0.0)
 
 
@@ -281,7 +287,7 @@ def _fill_shadow(smooth_N: NDArray[np.float64], level_N: NDArray[np.float64], pl
 
     If so, `level_N` (the clipped curve) is clipped afresh.
     """
-    beyond = np.median(level_N[: max(plan.n_start, 1)])
+    beyond = median(level_N[: max(plan.n_start, 1)])
     if smooth_N[0] < SHADOW * beyond:
         lit = np.flatnonzero(smooth_N >= beyond)
         smooth_N[: lit[0] if len(lit) else None] = beyond

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from classified import TWO_THETA, make_archive, make_model, make_patterns, write_xye
 
-from hxrd.classify.backends import choose_backend
+from hxrd.classify.backends import choose_backend, native
 from hxrd.kernels.compiled import SMALL_JOB, worth_compiling
 from hxrd.kernels.numpy_network import numpy_logits
 from hxrd.models.layout import pool_of
@@ -95,3 +95,12 @@ def test_a_small_and_a_large_job_rank_alike(tmp_path, variant):
     clear = first - second > 5e-3
     assert clear.sum() > 30
     np.testing.assert_array_equal(small.argmax(axis=1)[clear], large.argmax(axis=1)[clear])
+
+
+@pytest.mark.parametrize(("n_patterns", "told"), [(SMALL_JOB - 1, False), (SMALL_JOB, True)])
+def test_only_a_large_job_compiles_and_says_so(model, monkeypatch, n_patterns, told):
+    messages = []
+    monkeypatch.setattr(native, "must_compile", lambda kernel: True)
+    monkeypatch.setattr(native.logger, "info", messages.append)
+    choose_backend(load_model(model), "cpu", n_patterns=n_patterns)
+    assert ["compiling" in message for message in messages] == [True] * told

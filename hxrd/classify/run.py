@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,13 +14,15 @@ import pyarrow as pa
 from hxrd import __version__
 from hxrd.classify.engine import Engine
 from hxrd.classify.inputs import Concatenation
-from hxrd.classify.output import ResultStore
 from hxrd.classify.preview import SHOWN, Summary, first_rows
 from hxrd.classify.results import ClassifiedBatch, Columns
 from hxrd.errors import InputError
 
+if TYPE_CHECKING:
+    from hxrd.classify.output import ResultStore
+
 FLUSH_SECONDS = 15.0  # the most work that a kill costs
-FLUSH_ROWS = 65_536
+FLUSH_ROWS = 16_384  # rows held in memory, some 250 bytes each
 MOST_LISTED = 20  # patterns named one by one on stderr
 
 logger = logging.getLogger("hxrd")
@@ -141,6 +143,8 @@ def classify_to_file(
     HxrdError
         The output exists or is being written, or nothing could be classified (no output is left then).
     """
+    from hxrd.classify.output import ResultStore
+
     store = ResultStore(
         path, run.description(), run.columns.schema, start=run.start, resume=resume, force=force
     )
@@ -160,7 +164,7 @@ def classify_to_file(
 
 
 def _fill(
-    store: ResultStore, run: Classification, advance: Callable[[int], None], flush_seconds: float
+    store: "ResultStore", run: Classification, advance: Callable[[int], None], flush_seconds: float
 ) -> None:
     held: list[pa.Table] = []
     flushed = time.monotonic()
@@ -177,7 +181,7 @@ def _fill(
             store.append(pa.concat_tables(held))
 
 
-def _summary_of(store: ResultStore, run: Classification) -> Summary:
+def _summary_of(store: "ResultStore", run: Classification) -> Summary:
     summary, first = Summary(run.columns), run.start
     for table in store.tables():
         stop = first + table.num_rows

@@ -39,7 +39,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hxrd.errors import InputError
-from hxrd.kernels.rebin import Background, Bins, background_on, bins_on, estimate_background, rebin_patterns
+from hxrd.kernels.rebin import (
+    Background,
+    Bins,
+    background_on,
+    bins_on,
+    estimate_background,
+    median,
+    rebin_patterns,
+)
 
 BACKGROUND_STEP = 0.1  # degrees
 WINDOW_BASE, WINDOW_SLOPE, WINDOW_LARGEST = 2.5, 1.2, 8.0  # degrees
@@ -319,7 +327,7 @@ def _edges_between(points: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _background_plan(source: NDArray[np.float64]) -> Background:
     span = source[-1] - source[0]
-    step = max(BACKGROUND_STEP, float(np.median(np.diff(source))), span / LARGEST_BACKGROUND_BINS)
+    step = max(BACKGROUND_STEP, float(median(np.diff(source))), span / LARGEST_BACKGROUND_BINS)
     edges = np.linspace(source[0], source[-1], max(int(span / step), 1) + 1)
     step = edges[1] - edges[0]
     centres = 0.5 * (edges[1:] + edges[:-1])

@@ -1,5 +1,6 @@
 """hxrd's own network for the CPU: vector code by Numba, or plain NumPy for a few patterns. No torch."""
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -9,13 +10,15 @@ from numpy.typing import NDArray
 
 from hxrd.cores import available_cores
 from hxrd.errors import UsageError
-from hxrd.kernels.compiled import worth_compiling
+from hxrd.kernels.compiled import must_compile, worth_compiling
 from hxrd.models.layout import pool_of
 
 if TYPE_CHECKING:
     from hxrd.models.registry import LoadedModel
 
 BATCH = 32  # patterns a thread takes at a time
+
+logger = logging.getLogger("hxrd")
 
 Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -58,7 +61,7 @@ class NativeBackend:
     ):
         small = n_patterns is not None and not worth_compiling(n_patterns)
         if small and precision != "bf16":
-            self.precision, self._network = "fp32", _plain(loaded)
+            self.precision, self._network, threads = "fp32", _plain(loaded), 1  # NumPy's BLAS has its own
         else:
             self.precision, self._network = _compiled(loaded, precision)
         self.batch_size = batch_size or BATCH
@@ -92,5 +95,7 @@ def _compiled(loaded: "LoadedModel", precision: str) -> tuple[str, Network]:
         precision = "bf16" if has_bfloat16() else "fp32"
     if precision == "bf16" and not has_bfloat16():
         raise UsageError("--precision bf16: this processor does not multiply bfloat16; give fp32 or auto")
+    if must_compile("cpu_network.*"):
+        logger.info("compiling the network for this machine: once, about a quarter of a minute")
     network = CpuNetwork(loaded.weights, pool_of(loaded.metadata.variant), precision)  # type: ignore[arg-type]
     return precision, network.logits
