@@ -4,7 +4,8 @@ Arrays only. Every pattern of a call shares one grid, so what depends on the gri
 once, in `Bins` and `Background`, and each pattern costs a few passes over its points.
 
 The Numba kernels (`rebin_kernels`) are two to nine times as quick as the NumPy functions here, but take half
-a second to import and some four to compile; the numbers are the same to the last bit. An independent oracle stands in ``tests/test_preprocess.py``.
+a second to import and some four to compile; the numbers are the same to the last bit. An independent oracle
+stands in ``tests/test_preprocess.py``.
 """
 
 from typing import NamedTuple
