@@ -236,6 +236,13 @@ def _beam(instrument: "Instrument") -> str:
     return f"  {', '.join(said)}\n" if said else ""
 
 
+def _classifier() -> str:
+    from hxrd.kernels.cpu_network import has_bfloat16
+
+    precision = "bf16 (AVX512-BF16)" if has_bfloat16() else "fp32 (no AVX512-BF16 here)"
+    return f"on the CPU the whole network as vector code, without torch, in {precision}"
+
+
 def _system() -> Iterator[Line]:
     import numba
     import torch
@@ -253,8 +260,9 @@ def _system() -> Iterator[Line]:
         yield "cuda", "no device"
     yield "torch", f"{torch.__version__}, {torch.get_num_threads()} threads"
     yield "numba", f"{numba.__version__}, {numba.get_num_threads()} threads"
-    yield "kernels", "powder (Numba) simulates; pooled_norm (Numba) fuses the network's stem on the CPU"
-    yield "kernel ahead", f"{dispatch.describe()}; the models do not use it yet"
+    yield "simulation", "kernels by Numba, on the CPU"
+    yield "network", f"{dispatch.describe()} in training and where torch runs it"
+    yield "classify", _classifier()
     for package, purpose in OPTIONAL_PACKAGES.items():
         try:
             yield package, importlib.metadata.version(package)

@@ -1,4 +1,4 @@
-"""The network's layers as torch operators on the CPU, with all gradients: compiled vector code of `cpu_training`.
+"""The network's layers as torch operators on the CPU, with all gradients, by the code of `cpu_training`.
 
 Everything is float32, also within `torch.autocast`: on a CPU that is quicker than casting, and more exact.
 Patterns are shared out among as many threads as torch uses.
@@ -12,9 +12,9 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
-import numba
 import numpy as np
 import torch
+from numba import config as numba_config
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -28,7 +28,7 @@ Array = NDArray[Any]
 
 def unavailable() -> str:
     """Tell why compiled code cannot run here; empty where it can."""
-    return "NUMBA_DISABLE_JIT is set" if numba.config.DISABLE_JIT else ""
+    return "NUMBA_DISABLE_JIT is set" if getattr(numba_config, "DISABLE_JIT", 0) else ""
 
 
 def takes(channels: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> bool:
@@ -242,7 +242,7 @@ def _conv_norm_gelu_backward(
             _input_gradient(geometry, phases, to_conv.reshape(n, -1, width), to_input[part])
 
     _over_patterns(work, len(x))
-    to_steps, affine = (np.sum(parts, axis=0, dtype=np.float32) for parts in zip(*sums, strict=True))
+    to_steps, affine = (np.stack(parts).sum(axis=0) for parts in zip(*sums, strict=True))
     to_weight = to_steps.reshape(geometry.taps, geometry.n_in, geometry.n_out).transpose(2, 1, 0)
     found = to_input, np.ascontiguousarray(to_weight), affine[0].copy(), affine[1].copy()
     kept = to_sum if residual is not None else np.empty(0, np.float32)
@@ -312,7 +312,9 @@ def stem_norm_pool(
     eps: float,
     dropout: float,
 ) -> Tensor:
-    """Run the stem; parameters and result are those of `dispatch.stem_norm_pool`, pool 0 for none, in float32.
+    """Run the stem; parameters and result are those of `dispatch.stem_norm_pool`, in float32.
+
+    `pool` is 0 for no pool.
 
     Raises
     ------
@@ -428,7 +430,7 @@ def _stem_norm_pool_backward(
         sums.append((to_steps, affine))
 
     _over_patterns(work, len(x))
-    to_steps, affine = (np.sum(parts, axis=0, dtype=np.float32) for parts in zip(*sums, strict=True))
+    to_steps, affine = (np.stack(parts).sum(axis=0) for parts in zip(*sums, strict=True))
     to_weight = np.ascontiguousarray(to_steps[:taps].T[:, None])
     found = to_input if need_input else np.empty(0, np.float32), to_weight, affine[0].copy(), affine[1].copy()
     return tuple(torch.from_numpy(array) for array in found)  # type: ignore[return-value]

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .compiled import compiled, compiled_fastmath
-from .numpy_network import BLOCKS, EPS, numpy_logits
+from .numpy_network import BLOCKS, EPS
 from .vector_gemm import HAS_BFLOAT16, PANEL, ROWS, packed, tile
 from .vector_tiles import (
     store_row,
@@ -248,7 +248,7 @@ class CpuNetwork:
         half = precision == "bf16"
         self._stem = _conv(weights, "resnet.conv", False)
         self._blocks = [
-            tuple(_conv(weights, f"{name}.{part}", half) for part in ("conv1", "conv2", "downsample"))
+            [_conv(weights, f"{name}.{part}", half) for part in ("conv1", "conv2", "downsample")]
             for name, _ in BLOCKS
         ]
         self._head = packed(weights["classifier.weight"].T, False)
@@ -298,8 +298,9 @@ class _Workspace:
         paddings = [shape[2] // 2 for shape in network._shapes]
         first = before = self._activation(width, paddings[0], length)
         self._blocks = []
-        for i, ((_, stride), convs) in enumerate(zip(BLOCKS, network._blocks, strict=True)):
-            length, width = (length - 1) // stride + 1, len(convs[0].gamma)
+        for i, (conv1, conv2, shortcut) in enumerate(network._blocks):
+            stride = BLOCKS[i][1]
+            length, width = (length - 1) // stride + 1, len(conv1.gamma)
             between = self._activation(width, paddings[i], length)
             last = i + 1 == len(network._blocks)
             after = self._activation(width, 0 if last else paddings[i + 1], length, single=last)
@@ -309,7 +310,7 @@ class _Workspace:
                 before.starts(stride, before.padding),
             )
             places = between.places, after.places
-            self._blocks.append(_Block(*convs, before, between, after, windows, places))
+            self._blocks.append(_Block(conv1, conv2, shortcut, before, between, after, windows, places))
             before = after
         self._first, self._last = first, before
         self._places = first.places

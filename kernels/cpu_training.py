@@ -14,13 +14,19 @@ from numpy.typing import NDArray
 
 from .compiled import compiled, compiled_fastmath
 from .cpu_network import LOWEST, products
-from .dropout import FIRST_FACTOR, GOLDEN, SECOND_FACTOR
 from .vector_gemm import PANEL, ROWS, transposed_tile
-from .vector_tiles import tile_affine, tile_gelu, tile_gelu_slope, tile_scales
+from .vector_tiles import (
+    tile_affine,
+    tile_affine_gradient,
+    tile_centre,
+    tile_drop,
+    tile_gelu,
+    tile_gelu_slope,
+    tile_norm_gradient,
+    tile_scales,
+)
 
 CHUNK = 512  # rows whose gradients are multiplied at a time: they stay in the second-level cache
-
-_GOLDEN, _FIRST, _SECOND = np.uint64(GOLDEN), np.uint64(FIRST_FACTOR), np.uint64(SECOND_FACTOR)
 
 
 class Norm(NamedTuple):
@@ -44,59 +50,20 @@ class Mask(NamedTuple):
     first_row: int
 
 
-@compiled_fastmath
-def _keep_factors(mask, row, factors):
-    """Fill a row of factors: `gain` for elements that dropout keeps, else 0."""
-    first = np.uint64(row * len(factors) + 1)
-    for c in range(len(factors)):
-        z = mask.seed + (first + np.uint64(c)) * _GOLDEN
-        z = (z ^ (z >> np.uint64(30))) * _FIRST
-        z = (z ^ (z >> np.uint64(27))) * _SECOND
-        z = z ^ (z >> np.uint64(31))
-        factors[c] = mask.gain if (z >> np.uint64(32)) >= mask.threshold else np.float32(0)
+@compiled
+def _drop(mask, first_row, rows, y):
+    """Apply dropout to a tile whose rows follow each other from number `first_row` on."""
+    for r in range(ROWS):
+        rows[r] = first_row + r
+    tile_drop(y, mask.seed, mask.threshold, mask.gain, rows)
 
 
-@compiled_fastmath
-def _multiply(values, factors):
-    flat, other = values.reshape(-1), factors.reshape(-1)
-    for i in range(len(flat)):
-        flat[i] *= other[i]
-
-
-@compiled_fastmath
-def _normalise(y, eps, scales):
+@compiled
+def _normalise(y, eps, scales, ones, zeros):
     """Normalise rows in place; `scales` (ROWS,) becomes 1/σ."""
-    width = y.shape[1]
-    for r in range(ROWS):
-        row = y[r]
-        total = np.float32(0)
-        for c in range(width):
-            total += row[c]
-        mean = total / np.float32(width)
-        for c in range(width):
-            row[c] -= mean
+    tile_centre(y)
     tile_scales(y, eps, scales)
-    for r in range(ROWS):
-        row, scale = y[r], scales[r]
-        for c in range(width):
-            row[c] *= scale
-
-
-@compiled_fastmath
-def _through_norm(slope, normalised, scale, gamma, affine, out):
-    """Take a row's gradient through LayerNorm; its affine part's gradients are added to `affine` (2, N)."""
-    width = len(slope)
-    mean = along = np.float32(0)
-    to_gamma, to_beta = affine[0], affine[1]
-    for c in range(width):
-        to_gamma[c] += slope[c] * normalised[c]
-        to_beta[c] += slope[c]
-        delta = slope[c] * gamma[c]
-        mean += delta
-        along += delta * normalised[c]
-    mean, along = mean / np.float32(width), along / np.float32(width)
-    for c in range(width):
-        out[c] = scale * (slope[c] * gamma[c] - mean - normalised[c] * along)
+    tile_affine(y, scales, ones, zeros)
 
 
 @compiled
@@ -107,16 +74,15 @@ def layer_forward(left, starts, weight, norm, residual, mask, gelu, out, normali
     begin; `residual` is (R, N), or (0, N) for none.
     """
     n_rows, width = out.shape
-    y, factors = np.zeros((ROWS, width), np.float32), np.empty((ROWS, width), np.float32)
+    y, rows = np.zeros((ROWS, width), np.float32), np.empty(ROWS, np.int64)
     scales, units = np.empty(ROWS, np.float32), np.ones(ROWS, np.float32)
+    ones, zeros = np.ones(width, np.float32), np.zeros(width, np.float32)
     for first in range(0, n_rows, ROWS):
         n = min(ROWS, n_rows - first)
         products(left, starts, first, weight, y)
         if mask.threshold:
-            for r in range(ROWS):
-                _keep_factors(mask, mask.first_row + first + r, factors[r])
-            _multiply(y, factors)
-        _normalise(y, norm.eps, scales)
+            _drop(mask, mask.first_row + first, rows, y)
+        _normalise(y, norm.eps, scales, ones, zeros)
         normalised[first : first + n] = y[:n]
         scales_R[first : first + n] = scales[:n]
         tile_affine(y, units, norm.gamma, norm.beta)
@@ -134,29 +100,35 @@ def layer_backward(grad, normalised, scales_R, norm, residual, mask, gelu, to_su
     The former is also the residual's. `affine` (2, N) gathers those of the LayerNorm.
     """
     n_rows, width = grad.shape
-    slope, factors = np.zeros((ROWS, width), np.float32), np.empty(width, np.float32)
-    units = np.ones(ROWS, np.float32)
+    slope, hat, y = (
+        np.zeros((ROWS, width), np.float32),
+        np.zeros((ROWS, width), np.float32),
+        np.zeros((ROWS, width), np.float32),
+    )
+    scales, units, rows = np.zeros(ROWS, np.float32), np.ones(ROWS, np.float32), np.empty(ROWS, np.int64)
     for first in range(0, n_rows, ROWS):
         n = min(ROWS, n_rows - first)
+        hat[:n], scales[:n] = normalised[first : first + n], scales_R[first : first + n]
+        slope[:] = 1
         if gelu:
-            slope[:n] = normalised[first : first + n]
+            slope[:n] = hat[:n]
             tile_affine(slope, units, norm.gamma, norm.beta)
             if len(residual):
                 slope[:n] += residual[first : first + n]
             tile_gelu_slope(slope)
-            to_sum[first : first + n] = grad[first : first + n] * slope[:n]
-        else:
-            to_sum[first : first + n] = grad[first : first + n]
-        for row in range(first, first + n):
-            _through_norm(to_sum[row], normalised[row], scales_R[row], norm.gamma, affine, to_conv[row])
-            if mask.threshold:
-                _keep_factors(mask, mask.first_row + row, factors)
-                _multiply(to_conv[row], factors)
+        slope[:n] *= grad[first : first + n]
+        slope[n:] = 0
+        to_sum[first : first + n] = slope[:n]
+        tile_affine_gradient(slope, hat, affine)
+        tile_norm_gradient(slope, hat, scales, norm.gamma, y)
+        if mask.threshold:
+            _drop(mask, mask.first_row + first, rows, y)
+        to_conv[first : first + n] = y[:n]
 
 
 @compiled
 def weight_gradient(left, starts, to_conv, out):
-    """Add a convolution's gradient to `out` (K filled up to whole tiles, N), from that of its result (R, N)."""
+    """Add a convolution's gradient to `out` (K in whole tiles, N), from that of its result (R, N)."""
     n_steps, width = out.shape
     for first in range(0, len(to_conv), CHUNK):
         part = to_conv[first : first + CHUNK]
@@ -179,18 +151,21 @@ def input_gradient(left, starts, n_rows, weight, out, places):
 
 @compiled
 def pooled_stem_forward(x_BL, n_positions, weight, norm, mask, pool, out, argument, chosen):
-    """Fill `out`, GELU's `argument` and its position, `chosen`, all (B, W, N), of pooled single-channel patterns.
+    """Fill `out`, GELU's `argument` and its position, `chosen`, all (B, W, N), of single-channel patterns.
 
     The rows of a tile are neighbouring windows. GELU falls and then rises, so its maximum over a window is
     taken where its argument is greatest or least. A point beyond the ends is replaced by the last within.
     """
     n_windows, width = out.shape[1:]
-    y, factors = np.zeros((ROWS, width), np.float32), np.empty((ROWS, width), np.float32)
-    high, low = np.empty_like(y), np.empty_like(y)
+    y, high, low = (
+        np.zeros((ROWS, width), np.float32),
+        np.zeros((ROWS, width), np.float32),
+        np.zeros((ROWS, width), np.float32),
+    )
     high_at, low_at = np.empty((ROWS, width), np.int32), np.empty((ROWS, width), np.int32)
     scales, units, starts = np.empty(ROWS, np.float32), np.ones(ROWS, np.float32), np.empty(ROWS, np.int64)
+    ones, zeros, rows = np.ones(width, np.float32), np.zeros(width, np.float32), np.empty(ROWS, np.int64)
     for b in range(len(x_BL)):
-        first_row = mask.first_row + b * n_positions
         for first in range(0, n_windows, ROWS):
             high[:], low[:] = LOWEST, -LOWEST
             for phase in range(pool):
@@ -199,55 +174,57 @@ def pooled_stem_forward(x_BL, n_positions, weight, norm, mask, pool, out, argume
                     starts[r] = max(0, min(position, n_positions - 1))
                 products(x_BL[b], starts, 0, weight, y)
                 if mask.threshold:
-                    for r in range(ROWS):
-                        _keep_factors(mask, first_row + starts[r], factors[r])
-                    _multiply(y, factors)
-                _normalise(y, norm.eps, scales)
+                    rows[:] = starts + (mask.first_row + b * n_positions)
+                    tile_drop(y, mask.seed, mask.threshold, mask.gain, rows)
+                _normalise(y, norm.eps, scales, ones, zeros)
                 tile_affine(y, units, norm.gamma, norm.beta)
-                for r in range(ROWS):
-                    _extremes(y[r], starts[r], high[r], high_at[r], low[r], low_at[r])
-            for r in range(min(ROWS, n_windows - first)):
-                argument[b, first + r] = high[r]
-                chosen[b, first + r] = high_at[r]
-            y[:] = low
+                _extremes(y, starts, high, high_at, low, low_at)
+            n = min(ROWS, n_windows - first)
+            y[:] = high
             tile_gelu(high)
+            argument[b, first : first + n], chosen[b, first : first + n] = y[:n], high_at[:n]
+            y[:] = low
             tile_gelu(low)
-            for r in range(min(ROWS, n_windows - first)):
-                _take_better(high[r], low[r], y[r], low_at[r], argument[b, first + r], chosen[b, first + r])
-                out[b, first + r] = high[r]
+            _take_better(
+                high[:n], low, y, low_at, argument[b, first : first + n], chosen[b, first : first + n]
+            )
+            out[b, first : first + n] = high[:n]
 
 
 @compiled_fastmath
-def _extremes(row, position, high, high_at, low, low_at):
-    place = np.int32(position)
-    for c in range(len(row)):
-        value = row[c]
-        above, below = value > high[c], value < low[c]
-        high[c] = value if above else high[c]
-        high_at[c] = place if above else high_at[c]
-        low[c] = value if below else low[c]
-        low_at[c] = place if below else low_at[c]
+def _extremes(y, positions, high, high_at, low, low_at):
+    for r in range(ROWS):
+        place = np.int32(positions[r])
+        for c in range(y.shape[1]):
+            value = y[r, c]
+            above, below = value > high[r, c], value < low[r, c]
+            high[r, c] = value if above else high[r, c]
+            high_at[r, c] = place if above else high_at[r, c]
+            low[r, c] = value if below else low[r, c]
+            low_at[r, c] = place if below else low_at[r, c]
 
 
 @compiled_fastmath
 def _take_better(best, other, other_argument, other_at, argument, chosen):
-    for c in range(len(best)):
-        better = other[c] > best[c]
-        best[c] = other[c] if better else best[c]
-        argument[c] = other_argument[c] if better else argument[c]
-        chosen[c] = other_at[c] if better else chosen[c]
+    for r in range(len(best)):
+        for c in range(best.shape[1]):
+            better = other[r, c] > best[r, c]
+            best[r, c] = other[r, c] if better else best[r, c]
+            argument[r, c] = other_argument[r, c] if better else argument[r, c]
+            chosen[r, c] = other_at[r, c] if better else chosen[r, c]
 
 
 @compiled
 def pooled_stem_backward(
     grad, x_BL, n_positions, weight, norm, mask, pool, argument, chosen, to_weight, affine, to_x
 ):
-    """Add to `to_weight` (K filled up to whole tiles, N), `affine` (2, N) and, unless empty, `to_x` (B, L)."""
+    """Add to `to_weight` (whole tiles, N), `affine` (2, N) and, unless empty, `to_x` (B, L)."""
     n_windows, width = argument.shape[1:]
-    y, factors = np.zeros((ROWS, width), np.float32), np.ones((ROWS, width), np.float32)
+    y, slope = np.zeros((ROWS, width), np.float32), np.zeros((ROWS, width), np.float32)
     slopes = np.zeros((-(-n_windows // ROWS) * ROWS, width), np.float32)
-    to_conv = np.empty((n_positions, width), np.float32)
-    scales, row = np.empty(ROWS, np.float32), np.empty(width, np.float32)
+    to_conv = np.empty((-(-n_positions // ROWS) * ROWS, width), np.float32)
+    scales, rows = np.empty(ROWS, np.float32), np.empty(ROWS, np.int64)
+    ones, zeros = np.ones(width, np.float32), np.zeros(width, np.float32)
     starts = np.zeros(n_positions + ROWS, np.int64)
     starts[:n_positions] = np.arange(n_positions)
     for b in range(len(x_BL)):
@@ -256,29 +233,30 @@ def pooled_stem_backward(
             tile_gelu_slope(slopes[first : first + ROWS])
         slopes[:n_windows] *= grad[b]
         for first in range(0, n_positions, ROWS):
+            first_row = mask.first_row + b * n_positions + first
             products(x_BL[b], starts, first, weight, y)
             if mask.threshold:
-                for r in range(ROWS):
-                    _keep_factors(mask, mask.first_row + b * n_positions + first + r, factors[r])
-                _multiply(y, factors)
-            _normalise(y, norm.eps, scales)
-            for r in range(min(ROWS, n_positions - first)):
-                position = first + r
-                window = (position + pool // 2) // pool
-                _where_chosen(slopes[window], chosen[b, window], position, row)
-                _through_norm(row, y[r], scales[r], norm.gamma, affine, to_conv[position])
-                if mask.threshold:
-                    _multiply(to_conv[position], factors[r])
-        weight_gradient(x_BL[b], starts, to_conv, to_weight)
+                _drop(mask, first_row, rows, y)
+            _normalise(y, norm.eps, scales, ones, zeros)
+            _where_chosen(slopes, chosen[b], first, pool, slope)
+            tile_affine_gradient(slope, y, affine)
+            tile = to_conv[first : first + ROWS]
+            tile_norm_gradient(slope, y, scales, norm.gamma, tile)
+            if mask.threshold:
+                _drop(mask, first_row, rows, tile)
+        weight_gradient(x_BL[b], starts, to_conv[:n_positions], to_weight)
         if len(to_x):
-            _to_patterns(to_conv, weight, to_x[b])
+            _to_patterns(to_conv[:n_positions], weight, to_x[b])
 
 
 @compiled_fastmath
-def _where_chosen(slopes, chosen, position, out):
-    place = np.int32(position)
-    for c in range(len(out)):
-        out[c] = slopes[c] if chosen[c] == place else np.float32(0)
+def _where_chosen(slopes, chosen, first, pool, out):
+    """Fill a tile of consecutive positions with the slopes of their windows, where they were chosen."""
+    for r in range(ROWS):
+        window = min((first + r + pool // 2) // pool, len(chosen) - 1)
+        place = np.int32(first + r)
+        for c in range(out.shape[1]):
+            out[r, c] = slopes[window, c] if chosen[window, c] == place else np.float32(0)
 
 
 @compiled_fastmath

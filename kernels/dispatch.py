@@ -4,6 +4,8 @@ CUDA tensors go to Triton, CPU tensors to compiled vector code (`cpu_layers`), a
 """
 
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,15 +68,18 @@ def choose(device: torch.device | str, backend: str = "auto") -> Choice:
     return Choice("compiled", "CPU tensors, vector code by LLVM")
 
 
+def _compiled() -> Any:
+    """Return the compiled layers: they, and Numba with them, are imported where they are wanted."""
+    return import_module(".cpu_layers", __package__)
+
+
 def _obstacle(backend: str, device: torch.device) -> str:
     """Tell why a backend cannot run on a device; empty where it can."""
     if backend == "triton":
         return conv.unavailable(device)
     if device.type != "cpu":
         return f"a {device.type} tensor, and compiled code runs on the CPU"
-    from . import cpu_layers
-
-    return cpu_layers.unavailable()
+    return _compiled().unavailable()
 
 
 def describe(device: torch.device | str | None = None, backend: str = "auto") -> str:
@@ -159,9 +164,7 @@ def conv_norm_gelu(
     seed = _checked_seed(dropout, seed)
     numbers = stride, padding, eps
     if implementation == "compiled":
-        from . import cpu_layers
-
-        return cpu_layers.conv_norm_gelu(
+            return _compiled().conv_norm_gelu(
             x_BLC, weight, norm_weight, norm_bias, residual, seed, *numbers, gelu, dropout
         )
     x_BLC, weight = _autocast(x_BLC), _autocast(weight)
@@ -213,12 +216,10 @@ def conv_norm_pair(
     norms = norm_weight, norm_bias
     shortcut_norms = shortcut_norm_weight, shortcut_norm_bias
     if implementation == "compiled":
-        from . import cpu_layers
-
-        main = cpu_layers.conv_norm_gelu(
+            main = _compiled().conv_norm_gelu(
             x_BLC, weight, *norms, None, seed, stride, padding, eps, True, dropout
         )
-        return main, cpu_layers.conv_norm_gelu(
+        return main, _compiled().conv_norm_gelu(
             x_BLC, shortcut_weight, *shortcut_norms, None, None, stride, 0, eps, False, 0.0
         )
     x_BLC, weight, shortcut_weight = _autocast(x_BLC), _autocast(weight), _autocast(shortcut_weight)
@@ -266,9 +267,7 @@ def stem_norm_pool(
     seed = _checked_seed(dropout, seed)
     tensors = x_BL, weight, norm_weight, norm_bias, seed
     if implementation == "compiled":
-        from . import cpu_layers
-
-        return cpu_layers.stem_norm_pool(*tensors, pool or 0, eps, dropout)
+            return _compiled().stem_norm_pool(*tensors, pool or 0, eps, dropout)
     tensors = _autocast(x_BL), _autocast(weight), norm_weight, norm_bias, seed
     if implementation == "triton":
         return stem.stem_norm_pool(*tensors, pool or 0, eps, dropout, _deterministic())
@@ -280,9 +279,7 @@ def _implementation(x: Tensor, backend: str, channels: tuple[int, ...] | torch.S
     choice = choose(x.device, backend)
     if choice.backend != "compiled" or backend == "compiled":
         return choice.backend
-    from . import cpu_layers
-
-    return "compiled" if cpu_layers.takes(channels, x.dtype) else "reference"
+    return "compiled" if _compiled().takes(channels, x.dtype) else "reference"
 
 
 def _checked_seed(dropout: float, seed: Tensor | None) -> Tensor | None:

@@ -1,15 +1,13 @@
 """The dropout mask that every implementation of the network's kernels computes: a hash of a counter.
 
 Nothing is stored between the forward and the backward pass, and the mask depends on no launch geometry.
-The hash is SplitMix64's (Steele, Lea & Flood, OOPSLA 2014, doi:10.1145/2660193.2660195, fig. 16).
+The hash is SplitMix64's (see `hashing`).
 """
 
 import torch
 from torch import Tensor
 
-GOLDEN = 0x9E3779B97F4A7C15
-FIRST_FACTOR = 0xBF58476D1CE4E5B9
-SECOND_FACTOR = 0x94D049BB133111EB
+from .hashing import FIRST_FACTOR, GOLDEN, SECOND_FACTOR
 
 
 def threshold(dropout: float) -> int:

@@ -14,8 +14,10 @@ import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
+from numba.extending import intrinsic as numba_intrinsic
 from numpy.typing import NDArray
+
+intrinsic: Any = numba_intrinsic  # what it makes is called without the first argument, which mypy cannot know
 
 _FEATURES = {name for name, present in llvm.get_host_cpu_features().items() if present}
 HAS_BFLOAT16 = "avx512bf16" in _FEATURES

@@ -8,8 +8,8 @@ import math
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
+from .hashing import FIRST_FACTOR, GOLDEN, SECOND_FACTOR
 from .numpy_network import ERF_ABOVE, ERF_BELOW
 from .vector_gemm import (
     FLOATS,
@@ -20,6 +20,7 @@ from .vector_gemm import (
     ROWS,
     extent,
     float_intrinsic,
+    intrinsic,
     load_vector,
     pointer_of,
     splat,
@@ -86,6 +87,162 @@ def tile_affine_add_gelu(typing_context, y, scales, gamma, beta, other):
         return _affine_code(add_gelu)(context, builder, signature, arguments)
 
     return signature, codegen
+
+
+@intrinsic
+def tile_centre(typing_context, y):
+    """Take its mean away from each row."""
+    signature = types.void(y)
+
+    def codegen(context, builder, signature, arguments):
+        rows = pointer_of(context, builder, signature, arguments, 0)
+        width = extent(context, builder, signature, arguments, 0, 1)
+
+        def add(column, sums):
+            return [
+                builder.fadd(total, load_vector(builder, rows, _at(builder, width, r, column)))
+                for r, total in enumerate(sums)
+            ]
+
+        means = _row_means(builder, _over_vectors(builder, width, add, [_constant(0)] * ROWS), width)
+
+        def subtract(column, _):
+            for r, mean in enumerate(means):
+                place = _at(builder, width, r, column)
+                store_vector(builder, builder.fsub(load_vector(builder, rows, place), mean), rows, place)
+            return []
+
+        _over_vectors(builder, width, subtract, [])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def tile_norm_gradient(typing_context, slope, normalised, scales, gamma, out):
+    """Take the gradient behind a LayerNorm's affine part, `slope`, to before the LayerNorm, `out`.
+
+    With ŷ the normalised rows and g = slope · gamma: out = (g − mean(g) − ŷ · mean(g · ŷ))/σ, means by row.
+    """
+    signature = types.void(slope, normalised, scales, gamma, out)
+
+    def codegen(context, builder, signature, arguments):
+        slopes, hats, scale, gamma, out = (
+            pointer_of(context, builder, signature, arguments, i) for i in range(5)
+        )
+        width = extent(context, builder, signature, arguments, 0, 1)
+
+        def each(column):
+            factor = load_vector(builder, gamma, column)
+            for r in range(ROWS):
+                place = _at(builder, width, r, column)
+                delta = builder.fmul(load_vector(builder, slopes, place), factor)
+                yield place, delta, load_vector(builder, hats, place)
+
+        def add(column, sums):
+            totals = []
+            for r, (_, delta, hat) in enumerate(each(column)):
+                totals += [
+                    builder.fadd(sums[2 * r], delta),
+                    _multiply_add(builder, delta, hat, sums[2 * r + 1]),
+                ]
+            return totals
+
+        sums = _over_vectors(builder, width, add, [_constant(0)] * (2 * ROWS))
+        means, alongs = (_row_means(builder, sums[first::2], width) for first in (0, 1))
+        factors = _row_factors(builder, scale)
+
+        def transform(column, _):
+            for r, (place, delta, hat) in enumerate(each(column)):
+                rest = builder.fsub(builder.fsub(delta, means[r]), builder.fmul(hat, alongs[r]))
+                store_vector(builder, builder.fmul(rest, factors[r]), out, place)
+            return []
+
+        _over_vectors(builder, width, transform, [])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def tile_affine_gradient(typing_context, slope, normalised, affine):
+    """Add the gradients of a LayerNorm's gamma, Σ slope · ŷ, and beta, Σ slope, to `affine` (2, N)."""
+    signature = types.void(slope, normalised, affine)
+
+    def codegen(context, builder, signature, arguments):
+        slopes, hats, affine = (pointer_of(context, builder, signature, arguments, i) for i in range(3))
+        width = extent(context, builder, signature, arguments, 0, 1)
+
+        def add(column, _):
+            second = builder.add(width, column)
+            gamma, beta = load_vector(builder, affine, column), load_vector(builder, affine, second)
+            for r in range(ROWS):
+                place = _at(builder, width, r, column)
+                value = load_vector(builder, slopes, place)
+                gamma = _multiply_add(builder, value, load_vector(builder, hats, place), gamma)
+                beta = builder.fadd(beta, value)
+            store_vector(builder, gamma, affine, column)
+            store_vector(builder, beta, affine, second)
+            return []
+
+        _over_vectors(builder, width, add, [])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def tile_drop(typing_context, y, seed, threshold, gain, rows):
+    """Zero what dropout loses and multiply the rest by `gain`; `rows` (ROWS,) are the numbers of the rows.
+
+    The mask is that of `dropout.keep_mask`.
+    """
+    signature = types.void(y, types.uint64, types.uint64, types.float32, rows)
+
+    def codegen(context, builder, signature, arguments):
+        y, numbers = (pointer_of(context, builder, signature, arguments, i) for i in (0, 4))
+        width = extent(context, builder, signature, arguments, 0, 1)
+        least, gain = _splat_of(builder, arguments[2], LANES), splat(builder, arguments[3])
+        lanes = ir.Constant(_WIDE, [(lane + 1) * GOLDEN % 2**64 for lane in range(LANES)])
+        origins = []
+        for r in range(ROWS):
+            number = builder.load(builder.gep(numbers, [ir.Constant(INT64, r)]))
+            step = builder.mul(builder.mul(number, width), ir.Constant(INT64, GOLDEN))
+            origins.append(builder.add(arguments[1], step))
+
+        def transform(column, _):
+            ahead = builder.mul(column, ir.Constant(INT64, GOLDEN))
+            for r, origin in enumerate(origins):
+                place = _at(builder, width, r, column)
+                counter = builder.add(_splat_of(builder, builder.add(origin, ahead), LANES), lanes)
+                kept = builder.icmp_unsigned(">=", _hashed(builder, counter), least)
+                value = builder.fmul(load_vector(builder, y, place), gain)
+                store_vector(builder, builder.select(kept, value, _constant(0)), y, place)
+            return []
+
+        _over_vectors(builder, width, transform, [])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+_WIDE = ir.VectorType(INT64, LANES)
+
+
+def _hashed(builder, z):
+    """Return the upper half of SplitMix64's hash."""
+    for shift, factor in ((30, FIRST_FACTOR), (27, SECOND_FACTOR)):
+        z = builder.xor(z, builder.lshr(z, ir.Constant(_WIDE, [shift] * LANES)))
+        z = builder.mul(z, ir.Constant(_WIDE, [factor] * LANES))
+    z = builder.xor(z, builder.lshr(z, ir.Constant(_WIDE, [31] * LANES)))
+    return builder.lshr(z, ir.Constant(_WIDE, [32] * LANES))
+
+
+def _row_means(builder, sums, width):
+    """Return the mean of each row, splat, from the vectors of its partial sums."""
+    totals = _row_sums(builder, sums)
+    means = builder.fdiv(totals, _splat_of(builder, builder.sitofp(width, ir.FloatType()), ROWS))
+    return [splat(builder, builder.extract_element(means, ir.Constant(INT32, r))) for r in range(ROWS)]
 
 
 @intrinsic
