@@ -18,7 +18,7 @@ from hxrd.classify.arrow import texts
 from hxrd.errors import HxrdError, InputError, UsageError
 
 SUFFIXES = (".parquet", ".csv", ".jsonl")
-ROW_GROUP = 131_072
+ROW_GROUP = 16_384  # rows held in memory as they are written
 _RUN_FILE = "run.json"
 _LOCK_FILE = "lock"
 
