@@ -3,6 +3,7 @@
 Shape suffixes: B patterns, L points, T taps, C channels, P windows of the max pool.
 """
 
+import os
 from functools import cache
 from typing import Any
 
@@ -23,7 +24,10 @@ LARGEST_WIDTH = 256  # channels; a tile holds whole rows
 LONGEST = 2**31 - 1024  # points; positions within one pattern are 32-bit, addresses 64-bit
 LARGEST_POOL = 255  # points; the place of a maximum within its window is kept in one byte
 GATHERED = 256  # points of one program that gathers the input's gradient
+SWITCH = "HXRD_AUTOTUNE"  # the environment variable that forbids measuring with the value 0
+SMALL = 2**15  # rows of the convolution from which measuring means something
 MOST_WARPS = 8  # of one program
+INTERPRETED_ROWS = 512  # of a tile: the interpreter pays for operations, not for values
 FORWARD, BACKWARD = "stem_norm_pool_kernel", "stem_norm_pool_backward_kernel"
 TILES = {  # (kernel, bytes of an input value): (values, warps) of the tiles that are tried
     (FORWARD, 2): ((1024, 2), (2048, 4), (1024, 4)),
@@ -55,6 +59,8 @@ def configurations(name: str, channels: int, itemsize: int) -> list[tuple[int, i
     itemsize : int
         Bytes of an input value.
     """
+    if interpreted():
+        return [(INTERPRETED_ROWS, 1)]
     found = []
     for values, warps in TILES[name, itemsize]:
         rows = max(values // padded(channels), SMALLEST_DOT)
@@ -77,18 +83,28 @@ def _tuned(name: str, channels: int, itemsize: int) -> Any:
     return triton.autotune(configs, ["TAPS_PADDED", "WINDOW"], cache_results=True)(getattr(kernels, name))
 
 
-def _run(name: str, grid: Any, arguments: dict[str, Any], fixed: bool) -> None:
-    """Launch a kernel with the quickest of its configurations or, if `fixed`, with the first."""
-    kind = name, arguments["WIDTH"], arguments["x_ptr"].element_size()
+def _run(name: str, grid: Any, arguments: dict[str, Any], deterministic: bool) -> None:
+    """Launch a kernel with the quickest of its configurations, or the first where it must not measure."""
+    x_BL = arguments["x_ptr"]
+    kind = name, arguments["WIDTH"], x_BL.element_size()
+    kernel = getattr(kernels, name)
     rows, warps = configurations(*kind)[0]
     first = {"BLOCK_M": rows, "num_warps": warps, "num_stages": 1}
-    with torch.cuda.device_of(arguments["x_ptr"]):
+    with torch.cuda.device_of(x_BL):
         if interpreted():
-            getattr(kernels, name)[grid](**arguments, **first)
-        elif fixed:
-            torch.library.wrap_triton(getattr(kernels, name))[grid](**arguments, **first)
+            kernel[grid](**arguments, **first)
+        elif deterministic or not _measurable(x_BL.shape[0] * arguments["length_out"], _tuned(*kind)):
+            torch.library.wrap_triton(kernel)[grid](**arguments, **first)
         else:
             torch.library.wrap_triton(_tuned(*kind))[grid](**arguments)
+
+
+def _measurable(n_rows: int, tuned: Any) -> bool:
+    """Whether configurations may be tried: not on little work, nor while a CUDA graph is recorded."""
+    if os.environ.get(SWITCH) == "0" or (isinstance(n_rows, int) and n_rows < SMALL):
+        return False
+    recording = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    return bool(tuned.cache) or not recording
 
 
 def shared_arguments(
@@ -172,7 +188,7 @@ def backward_arguments(
         "grad_out_ptr": computable(grad_out_BPC.contiguous()),
         "partial_ptr": partial,
         "spread_ptr": spread_BLT,
-        "n_rows": len(grad_out_BPC) * shared["length_out"],
+        "n_rows": grad_out_BPC.shape[0] * shared["length_out"],
         "PRECISION": "ieee" if shared["x_ptr"].dtype == torch.float32 else "tf32",
     }
 
@@ -201,7 +217,7 @@ def run_forward(arguments: dict[str, Any], deterministic: bool) -> None:
 
 def run_backward(arguments: dict[str, Any], deterministic: bool) -> None:
     """Run the backward kernel, as many programs as `partial` has places."""
-    _run(BACKWARD, (len(arguments["partial_ptr"]),), arguments, deterministic)
+    _run(BACKWARD, (arguments["partial_ptr"].shape[0],), arguments, deterministic)
 
 
 def run_gather(arguments: dict[str, Any]) -> None:
