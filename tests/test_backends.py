@@ -1,16 +1,19 @@
 """Every back end gives the ranks of the reference, torch in float32, on real crystals' patterns."""
 
 import importlib
+import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from classified import make_model
+from classified import make_archive, make_model, make_patterns
 
 from hxrd.classify.backends import choose_backend
 from hxrd.classify.backends.onnx import OnnxRuntimeBackend
+from hxrd.cli.main import main
+from hxrd.cli.options import SOME_REJECTED
 from hxrd.errors import HxrdError, Rejected, UsageError
 from hxrd.models.registry import load_model, network_input
 from hxrd.physics.instrument import load_instrument
@@ -188,3 +191,23 @@ def test_a_missing_package_is_named(loaded, monkeypatch, name, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(HxrdError, match=rf"pip install 'hxrd\[{'onnx' if package == 'onnx' else name}\]'"):
         choose_backend(loaded, "cpu", name)
+
+
+def rows_of(folder, name, archive):
+    output = folder / f"{name}.jsonl"
+    command = ["classify", str(archive), "--backend", name, "--precision", "fp32", "--device", "cpu"]
+    assert main([*command, "--model", "neutron-clean", "--topk", "3", "-o", str(output)]) == SOME_REJECTED
+    return [json.loads(line) for line in output.read_text().splitlines()]
+
+
+@pytest.mark.usefixtures("bundled")
+@pytest.mark.parametrize("name", ["torch", "onnxruntime", "openvino"])
+def test_the_command_gives_the_same_rows(tmp_path, name):
+    for package in ENGINES[name]:
+        pytest.importorskip(package)
+    archive = make_archive(tmp_path / "a.zarr", make_patterns(37), rejected=(5,))
+    native, other = rows_of(tmp_path, "native", archive), rows_of(tmp_path, name, archive)
+    assert len(other) == 37
+    assert len({row["space_group_1"] for row in native}) > 3
+    for one, same in zip(native, other, strict=True):
+        assert one == pytest.approx(same, abs=1e-3)
