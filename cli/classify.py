@@ -1,6 +1,7 @@
 """`hxrd classify`: the likeliest space groups and Bravais lattice of every pattern."""
 
 import logging
+import os
 import re
 import sys
 import time
@@ -124,6 +125,8 @@ def classify(
       hxrd classify patterns.zarr --topk 5
       hxrd classify quartz.xye --probe neutron --wavelength 1.5401 -o result.parquet
     """
+    # Read by NumPy as it is imported: a small job's matrices are too small to be shared among threads.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from hxrd.classify.inputs import open_inputs
 
     if topk is not None and topk < 1:
