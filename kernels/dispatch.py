@@ -164,7 +164,7 @@ def conv_norm_gelu(
     seed = _checked_seed(dropout, seed)
     numbers = stride, padding, eps
     if implementation == "compiled":
-            return _compiled().conv_norm_gelu(
+        return _compiled().conv_norm_gelu(
             x_BLC, weight, norm_weight, norm_bias, residual, seed, *numbers, gelu, dropout
         )
     x_BLC, weight = _autocast(x_BLC), _autocast(weight)
@@ -216,7 +216,7 @@ def conv_norm_pair(
     norms = norm_weight, norm_bias
     shortcut_norms = shortcut_norm_weight, shortcut_norm_bias
     if implementation == "compiled":
-            main = _compiled().conv_norm_gelu(
+        main = _compiled().conv_norm_gelu(
             x_BLC, weight, *norms, None, seed, stride, padding, eps, True, dropout
         )
         return main, _compiled().conv_norm_gelu(
@@ -267,7 +267,7 @@ def stem_norm_pool(
     seed = _checked_seed(dropout, seed)
     tensors = x_BL, weight, norm_weight, norm_bias, seed
     if implementation == "compiled":
-            return _compiled().stem_norm_pool(*tensors, pool or 0, eps, dropout)
+        return _compiled().stem_norm_pool(*tensors, pool or 0, eps, dropout)
     tensors = _autocast(x_BL), _autocast(weight), norm_weight, norm_bias, seed
     if implementation == "triton":
         return stem.stem_norm_pool(*tensors, pool or 0, eps, dropout, _deterministic())
