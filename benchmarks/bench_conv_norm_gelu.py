@@ -1,6 +1,7 @@
-"""Time the fused convolution against plain torch, layer by layer of the ResNet.
+"""Time the fused convolutions against plain torch, layer by layer of the ResNet.
 
-`pytest benchmarks/bench_conv_norm_gelu.py`; nothing is timed before its result equals the float64 reference.
+`pytest benchmarks/bench_conv_norm_gelu.py`; nothing is timed before its results, and of a training step its
+gradients, equal the float64 reference.
 """
 
 from dataclasses import dataclass
@@ -14,12 +15,13 @@ from hxrd.kernels import dispatch
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BATCH = 1024 if DEVICE.type == "cuda" else 16
-CHECKED = 4  # patterns compared with float64: the kernel treats each alike
+CHECKED = 4  # patterns compared with float64: the kernels treat each alike
+SEED = 7
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution as the `paper` network meets it, after its pooling."""
+    """One launch as the `paper` network meets it, after its pooling: a pair, or one with residual."""
 
     name: str
     length: int
@@ -27,46 +29,53 @@ class Layer:
     c_out: int
     taps: int
     stride: int
-    padding: int
-    residual: bool = False
-    gelu: bool = True
+    shortcut: bool
 
     def __str__(self) -> str:
         return self.name
 
     @property
     def length_out(self) -> int:
-        return op.output_length(self.length, self.taps, self.stride, self.padding)
+        return op.output_length(self.length, self.taps, self.stride, self.taps // 2)
 
     @property
     def flops(self) -> int:
-        return 2 * BATCH * self.length_out * self.c_out * self.c_in * self.taps
+        """Of a forward pass; a training step has three times as many, and computes these again."""
+        taps = self.taps + self.shortcut
+        return 2 * BATCH * self.length_out * self.c_out * self.c_in * taps
 
-    def tensors(self, dtype: torch.dtype) -> list[torch.Tensor | None]:
-        generator = torch.Generator().manual_seed(7)
-        shapes = [
-            (BATCH, self.length, self.c_in),
-            (self.c_out, self.c_in, self.taps),
-            (self.c_out,),
-            (self.c_out,),
-            (BATCH, self.length_out, self.c_out),
-        ]
-        x_BLC, weight, norm_weight, norm_bias, residual = (
-            torch.randn(shape, generator=generator).to(DEVICE) for shape in shapes
-        )
-        weight /= (self.c_in * self.taps) ** 0.5
-        added = residual.to(dtype) if self.residual else None
-        return [x_BLC.to(dtype), weight.to(dtype), norm_weight, norm_bias, added]
+    def tensors(self, dtype: torch.dtype) -> list[torch.Tensor]:
+        """Input, weight and both norm parameters, then those of the shortcut or the residual."""
+        generator = torch.Generator().manual_seed(SEED)
+
+        def normal(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+            return torch.randn(shape, generator=generator).to(DEVICE, dtype)
+
+        def parameters(taps: int) -> list[torch.Tensor]:
+            weight = normal(self.c_out, self.c_in, taps, dtype=torch.float32) / (self.c_in * taps) ** 0.5
+            return [weight.to(dtype), *(normal(self.c_out, dtype=torch.float32) for _ in range(2))]
+
+        tensors = [normal(BATCH, self.length, self.c_in), *parameters(self.taps)]
+        return tensors + (parameters(1) if self.shortcut else [normal(BATCH, self.length_out, self.c_out)])
+
+    def results(self, tensors: list[torch.Tensor], dropout: float, backend: str) -> tuple[torch.Tensor, ...]:
+        """Run one backend; the mask is that of `SEED`."""
+        seed = torch.tensor([SEED], device=tensors[0].device) if dropout else None
+        options = {"stride": self.stride, "padding": self.taps // 2, "dropout": dropout, "seed": seed}
+        if self.shortcut:
+            return dispatch.conv_norm_pair(*tensors, **options, backend=backend)
+        return (dispatch.conv_norm_gelu(*tensors, **options, backend=backend),)
 
 
 LAYERS = [
-    Layer("stem", 3041, 1, 32, 13, 1, 0),
-    Layer("layer1-conv1", 433, 32, 32, 5, 4, 2),
-    Layer("layer1-conv2", 109, 32, 32, 5, 1, 2, residual=True),
-    Layer("layer1-shortcut", 433, 32, 32, 1, 4, 0, gelu=False),
-    Layer("layer2-conv2", 28, 64, 64, 7, 1, 3, residual=True),
-    Layer("layer3-conv2", 6, 64, 64, 17, 1, 8, residual=True),
-    Layer("layer4-conv2", 2, 64, 64, 13, 1, 6, residual=True),
+    Layer("layer1-block1", 433, 32, 32, 5, 4, True),
+    Layer("layer1-conv2", 109, 32, 32, 5, 1, False),
+    Layer("layer2-block1", 109, 32, 64, 7, 4, True),
+    Layer("layer2-conv2", 28, 64, 64, 7, 1, False),
+    Layer("layer3-block1", 28, 64, 64, 17, 5, True),
+    Layer("layer3-conv2", 6, 64, 64, 17, 1, False),
+    Layer("layer4-block1", 6, 64, 64, 13, 3, True),
+    Layer("layer4-conv2", 2, 64, 64, 13, 1, False),
 ]
 
 
@@ -76,40 +85,68 @@ def exact_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
-def require_equality(out_BLN: torch.Tensor, tensors: list[torch.Tensor | None], layer: Layer) -> None:
-    """Fail unless the first patterns equal the float64 reference and all the others are finite."""
-    x_BLC, weight, norm_weight, norm_bias, residual = (None if t is None else t.cpu() for t in tensors)
-    some = [x_BLC[:CHECKED], weight, norm_weight, norm_bias, None if residual is None else residual[:CHECKED]]
-    exact = op.reference(
-        *(None if tensor is None else tensor.double() for tensor in some),
-        stride=layer.stride,
-        padding=layer.padding,
-        gelu=layer.gelu,
-    )
-    error = (out_BLN[:CHECKED].cpu().double() - exact).norm() / exact.norm()
-    assert error <= BOUNDS[out_BLN.dtype]
-    assert out_BLN.isfinite().all()
+def skip_unless_timed(backend: str) -> None:
+    try:
+        dispatch.choose(DEVICE, backend)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    if backend == "triton" and DEVICE.type != "cuda":
+        pytest.skip("Triton kernels are timed on CUDA devices only")
+
+
+def first_patterns(layer: Layer, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return leaves of the first patterns: input and residual are cut, the parameters are not."""
+    cut = {0} if layer.shortcut else {0, 4}
+    return [
+        (tensor[:CHECKED] if number in cut else tensor).detach().clone().requires_grad_()
+        for number, tensor in enumerate(tensors)
+    ]
+
+
+def require_equality(layer: Layer, tensors: list[torch.Tensor], dropout: float, backend: str) -> None:
+    """Fail unless results and gradients of the first patterns are those of the float64 reference."""
+    some = first_patterns(layer, tensors)
+    exact = [tensor.detach().cpu().double().requires_grad_() for tensor in some]
+    expected, found = layer.results(exact, dropout, "reference"), layer.results(some, dropout, backend)
+    sum(result.square().sum() for result in expected).backward()
+    sum(result.double().square().sum() for result in found).backward()
+    pairs = [
+        *zip(found, expected, strict=True),
+        *((tensor.grad, truth.grad) for tensor, truth in zip(some, exact, strict=True)),
+    ]
+    for result, truth in pairs:
+        error = (result.detach().cpu().double() - truth).norm() / truth.norm()
+        # the slope, twice the result, is itself rounded to the dtype
+        assert error <= 2 * BOUNDS[tensors[0].dtype]
 
 
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
-@pytest.mark.parametrize("backend", ["reference", "triton"])
-def test_forward(benchmark, backend: str, layer: Layer, dtype: torch.dtype) -> None:
-    if backend == "triton" and (DEVICE.type != "cuda" or op.unavailable(DEVICE)):
-        pytest.skip("the Triton kernel is timed on CUDA devices only")
-    tensors = layer.tensors(dtype)
+@pytest.mark.parametrize("backend", ["reference", "compiled", "triton"])
+@pytest.mark.parametrize("step", ["forward", "training"])
+def test_layer(benchmark, step: str, backend: str, layer: Layer, dtype: torch.dtype) -> None:
+    skip_unless_timed(backend)
+    if backend == "compiled" and dtype != torch.float32:
+        pytest.skip("compiled code computes in float32")
+    training = step == "training"
+    dropout = 0.1 if training else 0.0
+    tensors = [tensor.requires_grad_(training) for tensor in layer.tensors(dtype)]
+    with torch.enable_grad():
+        require_equality(layer, tensors, dropout, backend)
+    slopes = [torch.randn_like(result) for result in layer.results(tensors, dropout, backend)]
 
-    def run() -> torch.Tensor:
-        options = {"stride": layer.stride, "padding": layer.padding, "gelu": layer.gelu}
-        out_BLN = dispatch.conv_norm_gelu(*tensors, **options, backend=backend)
+    def run() -> None:
+        with torch.set_grad_enabled(training):
+            results = layer.results(tensors, dropout, backend)
+            if training:
+                torch.autograd.grad(results, tensors, slopes)
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
-        return out_BLN
 
-    with torch.inference_mode():
-        require_equality(run(), tensors, layer)
-        benchmark.group = f"{layer} {dtype} {DEVICE.type}"
-        benchmark.extra_info["patterns"] = BATCH
-        benchmark(run)
+    run()
+    benchmark.group = f"{step} {layer} {dtype} {DEVICE.type}"
+    benchmark.extra_info["patterns"] = BATCH
+    benchmark(run)
     if benchmark.stats is not None:
-        benchmark.extra_info["gflop_per_s"] = round(layer.flops / benchmark.stats.stats.mean / 1e9, 1)
+        flops = layer.flops * (3 if training else 1)
+        benchmark.extra_info["gflop_per_s"] = round(flops / benchmark.stats.stats.mean / 1e9, 1)
