@@ -112,9 +112,8 @@ def lines_of(times: Times, agreement: str) -> list[Line]:
 
     def line(name: str, ours: str, other: str, most_times: float | None) -> Line:
         ratio, need = ratio_of(times[other], times[ours]), None if most_times is None else 1 / most_times
-        return Line(
-            name, need, ratio, float(np.median(times[ours])), float(np.median(times[other])), agreement
-        )
+        seconds = (float(np.median(times[contestant])) for contestant in (ours, other))
+        return Line(name, need, ratio, *seconds, agreement if ours in ("one", "cold", "to_file") else "")
 
     return [
         line("hxrd --help : import click", "help", "click", MOST_TIMES_CLICK),
