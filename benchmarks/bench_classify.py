@@ -46,6 +46,7 @@ NEEDS_WITH_BF16 = {
 }
 NEEDS_WITHOUT = {"onnxruntime fp32": 1.0}
 NEEDED_TRAINING, NEEDED_END_TO_END = 2.0, 0.9
+MOST_TRIED = 512  # patterns with which a peer's best setting is found
 TRAINING_BATCH = 128  # the recipe's own
 DROPOUT = 0.1
 
@@ -66,7 +67,7 @@ class Effort:
     batch: int = TRAINING_BATCH
 
 
-FULL = Effort(60.0, 5, 4000, {"paper": 2048, "released": 256}, 20_000)
+FULL = Effort(60.0, 5, 4000, {"paper": 2048, "released": 256}, 40_000)
 QUICK = Effort(1.0, 2, 300, {"paper": 256, "released": 32}, 1024, 32)
 
 
@@ -118,15 +119,15 @@ def classifying(variant: str, effort: Effort) -> Found:
     loaded = as_variant(load_model(MODEL), variant)
     patterns = real_patterns(loaded, effort.judged)
     few = effort.timed[variant]
-    judged = patterns.inputs(loaded)[: None if variant == "paper" else max(few, 4 * few)]
+    trained = variant == load_model(MODEL).metadata.variant
+    judged = patterns.inputs(loaded)[: None if trained else 4 * few]
     timed_x = np.resize(judged, (few, judged.shape[1]))
     half = has_bfloat16()
     contestants = {f"ours {precision}": ours(loaded, precision) for precision in our_precisions(half)}
     chosen: dict[str, str] = {}
     for name, settings in peers(loaded, half).items():
-        chosen[name] = best_setting(settings, timed_x)
+        chosen[name] = best_setting(settings, timed_x[:MOST_TRIED])
         contestants[name] = settings[chosen[name]]
-    trained = variant == loaded_variant()
     scores = judgements(contestants, judged, patterns.labels(loaded)[: len(judged)], trained)
     products = {precision: large_product(precision) for precision in our_precisions(half)}
     calls = {name: (lambda c=one: c(timed_x)) for name, one in contestants.items()}
@@ -146,11 +147,6 @@ def classifying(variant: str, effort: Effort) -> Found:
 def our_precisions(half: bool) -> list[str]:
     """Return ``auto`` first: bf16 where the processor has it."""
     return ["bf16", "fp32"] if half else ["fp32"]
-
-
-def loaded_variant() -> str:
-    """Return the variant that the weights were trained in."""
-    return load_model(MODEL).metadata.variant
 
 
 def judgements(

@@ -101,11 +101,11 @@ def _openvino_queue(loaded: LoadedModel, precision: str, hint: str, size: int) -
         def keep(request: Any, first: int) -> None:
             logits[first : first + size] = request.get_output_tensor(0).data
 
+        # The queue keeps no hold of an input that it shares, so they are held here until it is done.
+        held = [_filled_up(part, size)[:, None] for part in _parts(x, size)]
         queue.set_callback(keep)
-        for first in range(0, len(x), size):
-            queue.start_async(
-                {0: _filled_up(x[first : first + size], size)[:, None]}, first, share_inputs=True
-            )
+        for number, part in enumerate(held):
+            queue.start_async({0: part}, number * size, share_inputs=True)
         queue.wait_all()
         return logits[: len(x)]
 
