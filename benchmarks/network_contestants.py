@@ -60,6 +60,18 @@ class Setting:
         model.load_state_dict(weights)
         return model.float().to(self.device)
 
+    def classifier(self) -> ResNet1D:
+        """Return the network for inference: in its dtype on a GPU, for autocast on a CPU."""
+        model = self.model().eval()
+        return model.to(self.dtype) if self.device.type == "cuda" else model
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Run without gradients; on a CPU under autocast, which is how low precision is asked for there."""
+        low = self.device.type == "cpu" and self.dtype != torch.float32
+        with torch.inference_mode(), torch.autocast("cpu", self.dtype, enabled=low):
+            yield
+
     def patterns(self, n: int) -> Tensor:
         """Return n patterns of Gaussian peaks, largest intensity 1, float32, shape (n, 1, n_points)."""
         generator = torch.Generator().manual_seed(5)
@@ -87,31 +99,34 @@ def exact_float32() -> Iterator[None]:
 
 def forward_calls(setting: Setting, x_B1L: Tensor, compiled: bool) -> dict[str, Step]:
     """Return calls that give logits of `x_B1L`, by name; some compile at their first call."""
-    ours = setting.model().eval().to(setting.dtype)
+    ours = setting.classifier()
+    x_B1L = x_B1L.to(ours.classifier.weight.dtype)
     networks: dict[str, nn.Module] = {f"eager {layout}": PlainNetwork(ours, layout) for layout in LAYOUTS}
     networks["ours"] = ours
-    calls: dict[str, Step] = {name: _inference(network, x_B1L) for name, network in networks.items()}
+    calls: dict[str, Step] = {name: _inference(setting, network, x_B1L) for name, network in networks.items()}
     if setting.device.type == "cuda":
-        calls["ours, CUDA graph"] = _replay(calls["ours"])
+        calls["ours, CUDA graph"] = replayed(calls["ours"])
     if compiled:
         for name, network in networks.items():
             fast = torch.compile(network, **setting.compile_options)
-            calls[name.replace("eager", "compiled") if "eager" in name else "ours, compiled"] = _inference(
-                fast, x_B1L
-            )
+            calls[_compiled_name(name)] = _inference(setting, fast, x_B1L)
     return calls
 
 
-def _inference(network: Callable[[Tensor], Tensor], x_B1L: Tensor) -> Step:
+def _compiled_name(name: str) -> str:
+    return name.replace("eager", "compiled") if "eager" in name else f"{name}, compiled"
+
+
+def _inference(setting: Setting, network: Callable[[Tensor], Tensor], x_B1L: Tensor) -> Step:
     def call() -> Tensor:
-        with torch.inference_mode():
+        with setting.inference():
             return network(x_B1L)
 
     return call
 
 
-def _replay(call: Callable[[], Tensor]) -> Step:
-    """Capture a call in a CUDA graph; warmed up beside the stream, as capturing asks for."""
+def replayed(call: Callable[[], Any], repeats: int = 1) -> Callable[[], Any]:
+    """Capture calls in a CUDA graph, after a warm-up on another stream; return what replays it."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -120,9 +135,10 @@ def _replay(call: Callable[[], Tensor]) -> Step:
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = call()
+        for _ in range(repeats):
+            captured = call()
 
-    def replay() -> Tensor:
+    def replay() -> Any:
         graph.replay()
         return captured
 
@@ -142,14 +158,13 @@ def training_steps(
     kinds = [*(f"eager {layout}" for layout in LAYOUTS), "ours"]
     steps = {kind: _training_step(setting, network(kind), x_B1L, labels_B) for kind in kinds}
     if setting.device.type == "cuda":
-        steps["ours, CUDA graph"] = _replay(
+        steps["ours, CUDA graph"] = replayed(
             _training_step(setting, network("ours"), x_B1L, labels_B, for_graph=True)
         )
     if compiled:
         for kind in kinds:
             fast = torch.compile(network(kind), **setting.compile_options)
-            name = kind.replace("eager", "compiled") if "eager" in kind else "ours, compiled"
-            steps[name] = _training_step(setting, fast, x_B1L, labels_B)
+            steps[_compiled_name(kind)] = _training_step(setting, fast, x_B1L, labels_B)
     return steps
 
 

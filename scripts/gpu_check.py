@@ -88,10 +88,16 @@ def parts(out: Path, on_cpu: bool, parallel: bool) -> list[Part]:
     """Return what is run, in order of what matters most."""
     tests = ["tests/test_gpu.py"] if on_cpu else kernel_tests()
     workers = ("-n", str(min(8, os.cpu_count() or 1))) if parallel and not on_cpu else ()
-    pytest = ("-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", *workers, *tests)
+    pytest = ("-P", "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", *workers, *tests)
     network = ("benchmarks/bench_network.py", "--json", str(out / "network.json"))
     size = ("--tiny",) if on_cpu else ("--seconds", "200")
-    return [Part("tests", pytest, 170), Part("network", network + size, 260)]
+    # -P: else the checkout itself would be searched first, where hxrd has no kernels
+    found = [Part("tests", pytest, 170), Part("network", network + size, 260)]
+    if not on_cpu:
+        layers = ("benchmarks/bench_conv_norm_gelu.py", f"--benchmark-json={out / 'layers.json'}")
+        quick = ("--benchmark-max-time=0.2", "--benchmark-warmup=on", "-q", "-p", "no:cacheprovider")
+        found.append(Part("layers", ("-P", "-m", "pytest", *layers, *quick), 60))
+    return found
 
 
 def make_site(site: Path) -> None:
@@ -136,7 +142,6 @@ def environment(work: Path, on_cpu: bool) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "TRITON_CACHE_DIR": str(work / "triton"),
         "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"),
-        "NUMBA_CACHE_DIR": str(work / "numba"),
         **({"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}),
     }
 

@@ -10,9 +10,9 @@ if [ $# -lt 1 ] || [ "${1#-}" != "$1" ]; then
 fi
 folder="$1"
 shift
-# torch, triton, numpy, pytest and safetensors come with a GPU image as a rule; these do not.
+# torch, triton, numpy and pytest come with a GPU image as a rule, with what they need; these do not.
 packages=(zarr donfig numcodecs google-crc32c pyyaml gemmi periodictable pyparsing moyopy msgspec
-    click platformdirs filelock typing_extensions packaging safetensors)
+    click platformdirs safetensors)
 platforms=()
 for glibc in 17 24 26 27 28 31 34; do
     platforms+=(--platform "manylinux_2_${glibc}_x86_64")
