@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 
 from hxrd.classify.backends import Backend, PinnedInput, RanksOnDevice, Shrinking
 from hxrd.classify.inputs import REJECTED, Concatenation, PatternSlice
+from hxrd.classify.prepare import prepare
 from hxrd.classify.ranking import Ranking, Ranks
 from hxrd.classify.results import ClassifiedBatch, Columns
 from hxrd.cores import available_cores
 from hxrd.errors import InputError
 from hxrd.kernels.compiled import worth_compiling
-from hxrd.models.preprocess import Grid, coverage, doubts, preprocess_batch
-from hxrd.models.registry import LoadedModel, ModelMetadata, network_input
+from hxrd.models.preprocess import Grid
+from hxrd.models.registry import LoadedModel
 
 LEAST_SPAN = 512  # patterns read at a time
 WORKERS_A_DEVICE = 2
@@ -232,54 +233,3 @@ class _Loaded:
     flag: list[str] = field(default_factory=list)
     reason: list[str] = field(default_factory=list)
     space_group: list[NDArray[np.int16]] = field(default_factory=list)
-
-
-def prepare(
-    patterns: PatternSlice,
-    metadata: ModelMetadata,
-    target: Grid,
-    out: NDArray[np.float32],
-    *,
-    compiled: bool = True,
-) -> list[str]:
-    """Bring patterns to a model's input and say which of them cannot be classified.
-
-    Parameters
-    ----------
-    patterns : PatternSlice
-        Of one input.
-    metadata : ModelMetadata
-        Of the model.
-    target : Grid
-        Its grid and wavelength.
-    out : ndarray, shape (n, n_points), float32
-        Filled; rows with a flag are finite but of no meaning.
-    compiled : bool
-        By Numba kernels, or by NumPy; the numbers are the same.
-
-    Returns
-    -------
-    list of str, length n
-        ``rejected``, ``not-finite``, ``flat``, ``out-of-range`` or empty.
-
-    Raises
-    ------
-    InputError
-        A grid that no pattern can have.
-    """
-    if not len(patterns.two_theta):
-        out[:] = 0
-        return list(patterns.flag)
-    prepared = preprocess_batch(
-        patterns.intensity,
-        patterns.two_theta,
-        patterns.wavelength,
-        target,
-        metadata.preprocessing == "background",
-        probe=metadata.probe,
-        compiled=compiled,
-    )
-    covered, _, _ = coverage(patterns.two_theta, patterns.wavelength, target)
-    seen = doubts(patterns.intensity, prepared, covered)
-    network_input(prepared, metadata, out=out)
-    return [known or doubt for known, doubt in zip(patterns.flag, seen, strict=True)]

@@ -161,7 +161,7 @@ def preprocess_batch(
         intensity = intensity.astype(np.float64)
     clipping = _background_plan(source) if background else None
     bins = None
-    if not _same_grid(source, wavelength, target):
+    if not same_grid(source, wavelength, target):
         bins = _target_plan(source, wavelength, target, probe)
     return rebin_patterns(intensity, source, clipping, bins, compiled=compiled)
 
@@ -227,6 +227,15 @@ def bridge_gaps(
     for row in np.flatnonzero(measured.any(axis=1) & ~measured.all(axis=1)):
         known = measured[row]
         intensity[row, ~known] = np.interp(two_theta[~known], two_theta[known], intensity[row, known])
+
+
+def same_grid(two_theta: NDArray[np.float64], wavelength: float, target: Grid) -> bool:
+    """Tell whether points, degrees, and wavelength, Å, are those of a model, so that nothing is rebinned."""
+    return (
+        len(two_theta) == len(target.two_theta)
+        and abs(wavelength / target.wavelength - 1) < SAME_WAVELENGTH
+        and bool(np.max(np.abs(two_theta - target.two_theta)) < SAME_TWO_THETA)
+    )
 
 
 def coverage(two_theta: NDArray[np.float64], wavelength: float, target: Grid) -> tuple[float, float, float]:
@@ -310,14 +319,6 @@ def _checked_source(
     if not (np.isfinite(wavelength) and wavelength > 0):
         raise InputError(f"a wavelength of {wavelength:g} Å is impossible")
     return source
-
-
-def _same_grid(source: NDArray[np.float64], wavelength: float, target: Grid) -> bool:
-    return (
-        len(source) == len(target.two_theta)
-        and abs(wavelength / target.wavelength - 1) < SAME_WAVELENGTH
-        and bool(np.max(np.abs(source - target.two_theta)) < SAME_TWO_THETA)
-    )
 
 
 def _edges_between(points: NDArray[np.float64]) -> NDArray[np.float64]:
