@@ -31,7 +31,7 @@ INTERPRETED_ROWS = 512  # of a tile: the interpreter pays for operations, not fo
 FORWARD, BACKWARD = "stem_norm_pool_kernel", "stem_norm_pool_backward_kernel"
 TILES = {  # (kernel, bytes of an input value): (values, warps) of the tiles that are tried
     (FORWARD, 2): ((1024, 2), (2048, 4), (1024, 4)),
-    (FORWARD, 4): ((1024, 4), (512, 2), (2048, 8)),
+    (FORWARD, 4): ((1024, 4), (512, 2)),
     (BACKWARD, 2): ((1024, 2), (2048, 4)),
     (BACKWARD, 4): ((1024, 4), (512, 2)),
 }
