@@ -81,9 +81,13 @@ def heuristic(kind: str, c_in: int, c_out: int, taps: int, itemsize: int) -> Til
 def candidates(kind: str, c_in: int, c_out: int, taps: int, itemsize: int) -> list[Tile]:
     """Return the tiles that are worth a trial, the heuristic one first."""
     first = heuristic(kind, c_in, c_out, taps, itemsize)
-    tried = [first, replace(first, num_warps=12 - first.num_warps), replace(first, num_stages=4)]
-    if first.block_m > 32:
+    tried = [first, replace(first, num_stages=4)]
+    if first.num_warps == 4:
+        tried.append(replace(first, num_warps=8))
+    if kind != "weight" and first.block_m > 2 * SMALLEST_DOT:
         tried.append(replace(first, block_m=first.block_m // 2, num_warps=4))
+    if kind == "weight" and first.block_k > 2 * SMALLEST_DOT:
+        tried.append(replace(first, block_k=first.block_k // 2, num_warps=4))
     return tried
 
 

@@ -53,11 +53,10 @@ def test_kernel_agrees_with_float64(conv: Conv, dtype: torch.dtype) -> None:
 
 
 @needs_kernel
-@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 @pytest.mark.parametrize(("batch", "length", "conv"), AWKWARD)
-def test_awkward_lengths(batch: int, length: int, conv: Conv, dtype: torch.dtype) -> None:
-    tensors = conv.tensors(batch, length, dtype)
-    require_close(fused(tensors, conv), plain(double(tensors), conv), BOUNDS[dtype])
+def test_awkward_lengths(batch: int, length: int, conv: Conv) -> None:
+    tensors = conv.tensors(batch, length, torch.float16)
+    require_close(fused(tensors, conv), plain(double(tensors), conv), BOUNDS[torch.float16])
 
 
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
