@@ -39,7 +39,7 @@ class NumberedInput:
     def space_group(self):
         return np.zeros(self.n_patterns, np.int16)
 
-    def read(self, start, stop):
+    def read(self, start, stop, room=None):
         if self.fail_at is not None and start <= self.fail_at < stop:
             raise InputError("a chunk is corrupt")
         self.read_spans.append((start, stop))

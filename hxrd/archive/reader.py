@@ -176,13 +176,15 @@ class Archive:
         """Number of rejected patterns."""
         return int(np.count_nonzero(self.status == schema.REJECTED))
 
-    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+    def read(self, start: int, stop: int, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Return the intensities of patterns `start` to `stop` (excluded), scaled back where stored scaled.
 
         Parameters
         ----------
         start, stop : int
             Rows, 0 <= start <= stop <= n_patterns.
+        out : ndarray, shape (stop - start, n_points), float32, optional
+            Memory that may be used for them, and is where the archive is stored as float32.
 
         Returns
         -------
@@ -198,7 +200,7 @@ class Archive:
         if not 0 <= start <= stop <= self.n_patterns:
             raise IndexError(f"patterns {start} to {stop} of an archive of {self.n_patterns}")
         self._check_present("intensity", start, stop)
-        intensity = self._read("intensity", start, stop).astype(np.float32, copy=False)
+        intensity = self._read("intensity", start, stop, out).astype(np.float32, copy=False)
         if self._holds("scale"):
             intensity *= self._read("scale", start, stop).astype(np.float32)[:, None]
         return intensity
@@ -283,6 +285,16 @@ class Archive:
     def _members(self) -> dict[str, zarr.Array[Any]]:
         return {}
 
+    def _shards(self, name: str) -> ShardReader | None:
+        readers = self._readers
+        if name not in readers:
+            readers[name] = ShardReader.of(self._member(name), self.path)
+        return readers[name]
+
+    @cached_property
+    def _readers(self) -> dict[str, ShardReader | None]:
+        return {}
+
     @cached_property
     def _names(self) -> frozenset[str]:
         return frozenset(name for name in schema.OPTIONAL if name in self.group)
@@ -291,11 +303,11 @@ class Archive:
         """Tell whether an optional member is there."""
         return name in self._names
 
-    def _read(self, name: str, start: int, stop: int) -> NDArray[Any]:
+    def _read(self, name: str, start: int, stop: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
         array = self._member(name)
-        shards = ShardReader.of(array, self.path)
+        shards = self._shards(name)
         try:
-            return shards.read(start, stop) if shards else np.asarray(array[start:stop])
+            return shards.read(start, stop, out) if shards else np.asarray(array[start:stop])
         except Exception as error:  # the codecs raise errors of many types
             if isinstance(error, MemoryError):
                 raise

@@ -54,15 +54,17 @@ class ShardReader:
             return None
         return cls(array, folder) if _is_ours(array) else None
 
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Return rows `start` to `stop` (excluded).
+    def read(self, start: int, stop: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return rows `start` to `stop` (excluded), in `out` where that has their shape and type.
 
         Raises
         ------
         DamagedShard, RuntimeError, OSError
             A file is damaged or cannot be read.
         """
-        out = np.empty((stop - start, self._n_points), self._dtype)
+        shape = (stop - start, self._n_points)
+        if out is None or out.shape != shape or out.dtype != self._dtype:
+            out = np.empty(shape, self._dtype)
         for shard in range(start // self._shard, -(-stop // self._shard)):
             base = shard * self._shard
             first, end = max(start, base), min(stop, base + self._shard)

@@ -12,14 +12,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import local
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hxrd.classify.backends import Backend, PinnedInput, RanksOnDevice, Shrinking
-from hxrd.classify.inputs import REJECTED, Concatenation, PatternSlice
+from hxrd.classify.inputs import REJECTED, Concatenation, PatternSlice, Room
 from hxrd.classify.prepare import prepare
 from hxrd.classify.ranking import Ranking, Ranks
 from hxrd.classify.results import ClassifiedBatch, Columns
@@ -120,9 +120,11 @@ class _Work:
     def __init__(self, engine: Engine, patterns: Concatenation):
         metadata = engine.loaded.metadata
         self._engine = engine
+        self._size = engine.span  # which changes where a back end has to shrink
         self._patterns = patterns
         self._target = Grid.of_range(*metadata.grid, metadata.wavelength)
-        self._own = local()  # each worker thread's backend
+        self._own = local()  # each worker's backend, each reader's room
+        self._used: SimpleQueue[NDArray[np.float32]] = SimpleQueue()  # inputs whose memory is free again
         self._free: SimpleQueue[Backend] = SimpleQueue()
         for backend in list(engine.backends) * WORKERS_A_DEVICE:
             self._free.put(backend)
@@ -153,21 +155,27 @@ class _Work:
         self._own.backend = self._free.get()
 
     def _load(self, first: int, end: int) -> "_Loaded":
-        x = self._room(end - first)
-        loaded = _Loaded(first, x)
-        for part in self._patterns.read(first, end):
+        loaded = _Loaded(first, end, self._free_memory())
+        if not hasattr(self._own, "room"):
+            self._own.room = Room()
+        for part in self._patterns.read(first, end, self._own.room):
             row = len(loaded.flag)
-            flag, reason = self._prepare(part, x[row : row + len(part.source_id)])
+            flag, reason = self._prepare(part, loaded.x[row : row + len(part.source_id)])
             loaded.source_id += part.source_id
             loaded.flag += flag
             loaded.reason += reason
             loaded.space_group.append(part.space_group)
         return loaded
 
-    def _room(self, n: int) -> NDArray[np.float32]:
-        shape = (n, self._engine.loaded.metadata.n_points)
-        backend = self._engine.backends[0]
-        return backend.empty_input(shape) if isinstance(backend, PinnedInput) else np.empty(shape, np.float32)
+    def _free_memory(self) -> NDArray[np.float32]:
+        """Return memory for the inputs of a span, if possible what an earlier one has left."""
+        try:
+            return self._used.get_nowait()
+        except Empty:
+            shape = (self._size, self._engine.loaded.metadata.n_points)
+            backend = self._engine.backends[0]
+            pinned = isinstance(backend, PinnedInput)
+            return backend.empty_input(shape) if pinned else np.empty(shape, np.float32)
 
     def _prepare(self, part: PatternSlice, out: NDArray[np.float32]) -> tuple[list[str], list[str]]:
         """Fill `out` with network inputs; return flags and reasons."""
@@ -189,6 +197,7 @@ class _Work:
         lead = loaded.first % backend.batch_size  # where a range begins within a batch
         x = np.concatenate([np.zeros((lead, loaded.x.shape[1]), np.float32), loaded.x]) if lead else loaded.x
         ranks, logits = self._ranked(backend, x)
+        self._used.put(loaded.memory)
         if lead:
             ranks, logits = ranks.after(lead), None if logits is None else logits[lead:]
         return ClassifiedBatch(
@@ -228,8 +237,14 @@ class _Loaded:
     """A span as the network takes it; `space_group` in the pieces of the inputs."""
 
     first: int
-    x: NDArray[np.float32]
+    end: int
+    memory: NDArray[np.float32]
     source_id: list[str] = field(default_factory=list)
     flag: list[str] = field(default_factory=list)
     reason: list[str] = field(default_factory=list)
     space_group: list[NDArray[np.int16]] = field(default_factory=list)
+
+    @property
+    def x(self) -> NDArray[np.float32]:
+        """Network inputs, shape (end - first, n_points)."""
+        return self.memory[: self.end - self.first]

@@ -58,6 +58,22 @@ def _nothing_readable(source_id: str, reason: str) -> PatternSlice:
     return PatternSlice(empty, np.zeros(0), 1.0, [source_id], [REJECTED], [reason], unknown)
 
 
+class Room:
+    """Memory for the patterns of one slice after the other: fresh memory costs more than decoding into it.
+
+    What a slice holds there is lost when the room is used for the next one. For one thread.
+    """
+
+    def __init__(self) -> None:
+        self._values = np.empty(0, np.float32)
+
+    def array(self, n: int, m: int) -> NDArray[np.float32]:
+        """Return an array (n, m) to be filled."""
+        if self._values.size < n * m:
+            self._values = np.empty(n * m, np.float32)
+        return self._values[: n * m].reshape(n, m)
+
+
 class PatternInput(Protocol):
     """Where patterns come from."""
 
@@ -71,8 +87,8 @@ class PatternInput(Protocol):
     def space_group(self) -> NDArray[np.int16]:
         """What is known to be true, shape (n_patterns,); 0 where unknown."""
 
-    def read(self, start: int, stop: int) -> PatternSlice:
-        """Return patterns `start` to `stop` (excluded)."""
+    def read(self, start: int, stop: int, room: Room | None = None) -> PatternSlice:
+        """Return patterns `start` to `stop` (excluded), perhaps in the memory of `room`."""
 
     def fingerprint(self) -> list[Any]:
         """Return plain values that change when the input does."""
@@ -94,7 +110,7 @@ class UnusableInput:
         """Unknown: [0]."""
         return np.zeros(1, np.int16)
 
-    def read(self, start: int, stop: int) -> PatternSlice:
+    def read(self, start: int, stop: int, room: Room | None = None) -> PatternSlice:
         """Return the one empty row."""
         return _nothing_readable(self.name, self.reason)
 
@@ -132,7 +148,7 @@ class ArchiveInput:
     def _reasons(self) -> dict[int, str]:
         return {rejection.pattern: rejection.reason for rejection in self.archive.rejections()}
 
-    def read(self, start: int, stop: int) -> PatternSlice:
+    def read(self, start: int, stop: int, room: Room | None = None) -> PatternSlice:
         """Return patterns `start` to `stop`, gaps bridged; those rejected or not written yet are flagged.
 
         Raises
@@ -141,8 +157,11 @@ class ArchiveInput:
             The archive is corrupt.
         """
         status = self.archive.status[start:stop]
-        reason = [self._reason(start + row, int(value)) for row, value in enumerate(status)]
-        intensity = self.archive.read(start, stop)
+        reason = [""] * len(status)
+        for row in np.flatnonzero(status != schema.GOOD).tolist():
+            reason[row] = self._reason(start + row, int(status[row]))
+        out = None if room is None else room.array(stop - start, self.archive.n_points)
+        intensity = self.archive.read(start, stop, out)
         if (measured := self.archive.measured(start, stop)) is not None:
             bridge_gaps(intensity, self.archive.two_theta, measured)
         return PatternSlice(
@@ -192,7 +211,7 @@ class MeasuredFile:
         """Unknown: [0]."""
         return np.zeros(1, np.int16)
 
-    def read(self, start: int, stop: int) -> PatternSlice:
+    def read(self, start: int, stop: int, room: Room | None = None) -> PatternSlice:
         """Return the pattern, or an empty row with the reason where it cannot be read."""
         try:
             pattern = _parsed(self.path)
@@ -250,12 +269,15 @@ class Concatenation:
         """What is known to be true, shape (n_patterns,); 0 where unknown."""
         return np.concatenate([one.space_group for one in self.inputs])
 
-    def read(self, start: int, stop: int) -> Iterator[PatternSlice]:
-        """Yield patterns `start` to `stop` (excluded), a slice for each input that they lie in."""
+    def read(self, start: int, stop: int, room: Room | None = None) -> Iterator[PatternSlice]:
+        """Yield patterns `start` to `stop` (excluded), a slice for each input that they lie in.
+
+        With a room, each slice is to be used before the next one is taken.
+        """
         index = bisect_right(self._starts, start) - 1
         while start < stop:
             offset, end = self._starts[index], min(stop, self._starts[index + 1])
-            yield self.inputs[index].read(start - offset, end - offset)
+            yield self.inputs[index].read(start - offset, end - offset, room)
             start, index = end, index + 1
 
 
