@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,12 @@ import torch
 
 DISTINCT = 4096  # patterns; a larger archive repeats them
 SPAN = 4096  # patterns read at once
+NEEDED = ("zarr", "numba", "gemmi", "msgspec", "pyarrow", "click", "platformdirs", "filelock")
 NEED = 0.5  # of the rate of reading alone
+
+
+class MissingPackage(Exception):
+    """Archives or the command line need a package that is not here."""
 
 
 def end_to_end(folder: Path, device: torch.device, tiny: bool) -> dict[str, Any]:
@@ -20,15 +26,20 @@ def end_to_end(folder: Path, device: torch.device, tiny: bool) -> dict[str, Any]
 
     Raises
     ------
-    ImportError
-        A package that archives need is missing.
+    MissingPackage
+        Archives or the command line need it.
     RuntimeError
         The command failed.
     """
+    for package in NEEDED:
+        try:
+            import_module(package)
+        except ImportError as error:
+            raise MissingPackage(f"{package} cannot be imported ({error})") from error
     from hxrd.archive import open_archive
     from hxrd.cli.main import main
 
-    n = 64 if tiny else 400_000 if device.type == "cuda" else 20_000
+    n = 64 if tiny else 200_000 if device.type == "cuda" else 20_000
     archive = _archive(folder / "patterns.zarr", n)
     spans = [(first, min(first + SPAN, n)) for first in range(0, n, SPAN)]
     read_rates = {}
@@ -47,15 +58,14 @@ def end_to_end(folder: Path, device: torch.device, tiny: bool) -> dict[str, Any]
     first = n / _timed(classify)
     rate = n / _timed(classify)
     share = rate / max(read_rates.values())
-    return {
+    found: dict[str, Any] = {
         "patterns": n,
         "read_alone_by_threads": read_rates,
         "classify_first_run": round(first),
         "classify": round(rate),
         "share_of_reading": round(share, 3),
-        "share_asked_for": NEED,
-        "share_met": share >= NEED,
     }
+    return found if device.type == "cpu" else found | {"share_asked_for": NEED, "share_met": share >= NEED}
 
 
 def _timed(call: Callable[[], object]) -> float:

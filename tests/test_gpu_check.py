@@ -10,19 +10,31 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+
+from hxrd.kernels import triton_tiles
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 SCRIPTS = CHECKOUT / "scripts"
 
 
-@pytest.fixture(scope="module")
-def gpu_check():
-    spec = importlib.util.spec_from_file_location("gpu_check", SCRIPTS / "gpu_check.py")
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_check"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     yield module
-    del sys.modules["gpu_check"]
+    del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def gpu_check():
+    yield from script("gpu_check")
+
+
+@pytest.fixture(scope="module")
+def gpu_warm():
+    yield from script("gpu_warm")
 
 
 def run_check(*arguments, **environment):
@@ -144,6 +156,30 @@ def test_tests_on_a_gpu_are_those_of_the_kernels(gpu_check):
     assert "tests/test_gpu.py" in files
     assert "tests/test_conv_norm_gelu.py" in files
     assert not any("compiled" in file for file in files)
+
+
+def test_parts_on_a_gpu_are_scripts_of_the_checkout(gpu_check, tmp_path):
+    found = gpu_check.parts(tmp_path, on_cpu=False, parallel=True)
+    assert [part.name for part in found] == ["warm", "tests", "network", "layers"]
+    files = [word for part in found for word in part.arguments if word.endswith(".py")]
+    assert files
+    assert all((CHECKOUT / file).is_file() for file in files)
+
+
+def test_warming_compiles_the_tiles_of_every_convolution(gpu_warm, monkeypatch):
+    from hxrd.models.layout import parameter_shapes
+
+    shapes = {shape for key, shape in parameter_shapes(144).items() if key.endswith("conv.weight")}
+    assert {(n, c, taps) for c, n, taps in shapes if n > 1} == set(gpu_warm.weight_shapes())
+    jobs = gpu_warm.jobs(torch.bfloat16)
+    assert {job[0] for job in jobs} == {"forward", "rows", "input", "weight"}
+    monkeypatch.setattr(gpu_warm.tuning, "TRIAL", (1, 16))
+    if triton_tiles.unavailable(torch.device("cpu")):
+        pytest.skip("needs TRITON_INTERPRET=1")
+    for kind in ("forward", "rows", "input", "weight"):
+        job = next(job for job in jobs if job[0] == kind)
+        assert gpu_warm.compile_one(job, "cpu") == ""
+    assert "RuntimeError" in gpu_warm.compile_one(jobs[0], "no device")
 
 
 @pytest.mark.slow
