@@ -6,28 +6,32 @@ Arrays only; one thread, without the GIL. It equals, to the last bit, what `hxrd
 
 import numpy as np
 
-from .compiled import compiled, compiled_fastmath
+from .compiled import compiled
 
 FINE, NOT_FINITE, FLAT = 0, 1, 2  # values of `doubt`
-_EXPONENT = np.uint32(0x7F800000)  # all of its bits are set in infinities and what is no number
+_INFINITY = np.int32(0x7F800000)  # bits of a float32; those of a NaN are greater
+_MAGNITUDE = np.int32(0x7FFFFFFF)
 
 
 @compiled
-def _is_finite(row):
-    odd = np.uint32(0)
-    bits = row.view(np.uint32)
+def _extreme_keys(row):
+    """Return the least and the greatest key of a row: integers in the order of the floats they stand for.
+
+    The minimum of floats is no vector code, for the sake of NaN; that of integers is, ten times as quick.
+    """
+    bits = row.view(np.int32)
+    low, high = _MAGNITUDE, np.int32(-_MAGNITUDE)
     for j in range(len(bits)):
-        odd |= np.uint32((bits[j] & _EXPONENT) == _EXPONENT)
-    return odd == 0
-
-
-@compiled_fastmath
-def _extremes(row):
-    low, high = row[0], row[0]
-    for j in range(len(row)):
-        low = row[j] if row[j] < low else low
-        high = row[j] if row[j] > high else high
+        key = bits[j] ^ ((bits[j] >> np.int32(31)) & _MAGNITUDE)
+        low, high = min(low, key), max(high, key)
     return low, high
+
+
+@compiled
+def _value_of(key):
+    bits = np.empty(1, np.int32)
+    bits[0] = key ^ ((key >> np.int32(31)) & _MAGNITUDE)
+    return np.float64(bits.view(np.float32)[0])
 
 
 @compiled
@@ -71,11 +75,11 @@ def direct_rows(intensity, least_contrast, root, offset, out, doubt):
     for i in range(len(intensity)):
         row, values = intensity[i], out[i]
         doubt[i] = FINE
-        if not _is_finite(row):
+        extremes = _extreme_keys(row)
+        if extremes[1] >= _INFINITY or extremes[0] <= ~_INFINITY:
             doubt[i] = NOT_FINITE
         else:
-            extremes = _extremes(row)
-            low, high = np.float64(extremes[0]), np.float64(extremes[1])
+            low, high = _value_of(extremes[0]), _value_of(extremes[1])
             if high <= 0 or high - low <= least_contrast * max(abs(low), abs(high)):
                 doubt[i] = FLAT
             elif low >= 0 and high == 1:
