@@ -46,9 +46,9 @@ def output_length(length: int, taps: int, pool: int) -> int:
 def configurations(name: str, channels: int, itemsize: int) -> list[tuple[int, int]]:
     """List (rows of a tile, warps) that a GPU may choose from; the first is taken where nothing is tried.
 
-    A thread holds 16 values of a tile whose matrix products run on tensor cores, as those hand them out, else
-    eight: some ten such arrays fit its registers. Tiles of two warps leave nothing to be exchanged between
-    warps but the weight's gradient.
+    In the first, a thread holds 16 values of a tile whose matrix products run on tensor cores, as those hand
+    them out, else eight: some ten such arrays fit its registers. Rows are then whole within a warp, so the
+    norm exchanges nothing between warps.
 
     Parameters
     ----------
@@ -121,8 +121,9 @@ def shared_arguments(
     channels, _, taps = weight.shape
     windows = output_length(x_BL.shape[1], taps, pool)
     padding = (0, padded(taps) - taps, 0, padded(channels) - channels)
+    x_BL = computable(x_BL)
     return {
-        "x_ptr": computable(x_BL),
+        "x_ptr": x_BL,
         "weight_ptr": computable(functional.pad(weight.squeeze(1), padding).t().contiguous()),
         "norm_weight_ptr": computable(norm_weight.contiguous()),
         "norm_bias_ptr": computable(norm_bias.contiguous()),

@@ -235,6 +235,27 @@ def test_gradients_are_the_same_bits_each_time() -> None:
     assert all(torch.equal(one.grad, other.grad) for one, other in zip(once, again, strict=True))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="only a GPU chooses between configurations")
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+@pytest.mark.parametrize("stem", RESNET, ids=str)
+def test_tuned_configuration_agrees_with_the_first(stem: Stem, dtype: torch.dtype) -> None:
+    tuned, first = (with_gradients(stem.tensors(64, 3041, dtype)) for _ in range(2))
+    for tensors, deterministic in ((tuned, False), (first, True)):
+        fused(tensors, stem, deterministic).square().mean().backward()
+    for one, other in zip(tuned, first, strict=True):
+        assert relative_error(one.grad, other.grad.double().cpu()) <= BOUNDS[dtype]
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+def test_input_with_gaps(dtype: torch.dtype) -> None:
+    stem = OTHERS[0]
+    tensors = stem.tensors(3, 122, dtype)
+    tensors[0] = tensors[0][:, ::2]
+    assert relative_error(fused(tensors, stem), plain(double(tensors), stem)) <= BOUNDS[dtype]
+
+
 @needs_kernel
 def test_points_of_the_windows_are_kept_only_for_a_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = []
