@@ -49,6 +49,8 @@ def peers(loaded: LoadedModel, half: bool) -> dict[str, Settings]:
         "openvino fp32": openvino(loaded, "f32"),
         "release's layout eager fp32": eager(loaded, False),
     }
+    called = f"a batch of {BATCH}, all threads"
+    found["release's layout eager fp32, as called"] = {called: found["release's layout eager fp32"][called]}
     if half:
         found["openvino bf16"] = openvino(loaded, "bf16")
         found["release's layout eager AMP"] = eager(loaded, True)
