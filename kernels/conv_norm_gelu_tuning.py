@@ -1,7 +1,7 @@
 """The tile of a launch: tried out once on each kind of GPU, then remembered on disk; else the heuristic one.
 
 A trial times the kernel on rows of its own, so the choice depends on nothing but the weight's shape and the
-dtype. Small launches are not worth a trial, and ``HXRD_AUTOTUNE=0`` forbids it.
+dtype. Launches of few rows take half the heuristic tile, and ``HXRD_AUTOTUNE=0`` forbids it.
 """
 
 import contextlib
@@ -18,11 +18,13 @@ from platformdirs import user_cache_path
 
 from . import conv_norm_gelu_launch as launch
 from .conv_norm_gelu_launch import NO_DROPOUT, Geometry, Launch, Norm
-from .conv_norm_gelu_tiles import Tile, candidates, heuristic, padded
+from .conv_norm_gelu_tiles import Tile, candidates, for_few_rows, heuristic, padded
 from .triton_tiles import TRITON_VERSION
 
 SWITCH = "HXRD_AUTOTUNE"
-SMALL = 2**15  # rows of a launch that takes the heuristic tile where none was tried yet
+SMALL = (
+    2**15
+)  # rows below which a launch has fewer tiles than a large GPU runs at once: no trial, smaller tiles
 TRIAL = (1024, 128)  # patterns and points that are timed
 
 _known: dict[str, dict[str, Tile]] = {}
@@ -43,16 +45,17 @@ def choose_tile(kind: str, device: torch.device, dtype: torch.dtype, geometry: G
     """
     shape = geometry.c_in, geometry.c_out, geometry.taps
     usual = heuristic(kind, *shape, dtype.itemsize)
+    if isinstance(geometry.n_rows, int) and geometry.n_rows < SMALL:  # else large, or a symbol
+        return for_few_rows(kind, usual)
     if not _may_try(device):
         return usual
     gpu = torch.cuda.get_device_name(device)
     key = f"{kind} {geometry.c_in} {geometry.c_out} {geometry.taps} {str(dtype).removeprefix('torch.')}"
-    large = not isinstance(geometry.n_rows, int) or geometry.n_rows >= SMALL
     with _lock:
         if gpu not in _known:
             _known[gpu] = _read(gpu)
         known = _known[gpu]
-        if key not in known and large and not torch.cuda.is_current_stream_capturing():
+        if key not in known and not torch.cuda.is_current_stream_capturing():
             tiles = candidates(kind, *shape, dtype.itemsize)
             known[key] = _apart(
                 lambda: quickest(tiles, lambda tile: trial(kind, *shape, tile, dtype, device))

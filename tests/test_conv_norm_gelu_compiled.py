@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -16,7 +17,8 @@ from conv_norm_gelu_cases import PAIRS, RESNET, Conv
 
 from hxrd.kernels import conv_norm_gelu as op
 
-WORKERS = 2
+WORKERS = min(os.cpu_count() or 1, 4)
+LAST = 9  # candidate: more than there are, so the last one, which launches of few rows take
 DTYPES = {NAMES[dtype]: dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 
 if not op.TRITON_MISSING:
@@ -126,24 +128,29 @@ class Meta:
             yield name, launch.weight_backward(x_BLC, grad_conv, grad_weight, geometry, atomic, tile)
 
 
-def variants(dtype: torch.dtype, tried: int) -> dict[str, tuple]:
+def variants(dtype: torch.dtype, tried: tuple[int, ...]) -> dict[str, tuple]:
     """Return kernel, arguments and options of all launches whose machine code differs, by name."""
     different = {}
-    for conv in RESNET[1:] + PAIRS:  # the stem has kernels of its own
-        for name, prepared in Meta(conv, dtype, tried).launches():
-            options = {key: prepared.options[key] for key in ("num_warps", "num_stages")}
-            arguments = prepared.arguments | {k: v for k, v in prepared.options.items() if k not in options}
-            code = str((prepared.kernel.__name__, specialised(prepared.kernel, arguments), options))
-            different.setdefault(code, (f"{conv} {name}", prepared.kernel, arguments, options))
+    for number in tried:
+        for conv in RESNET[1:] + PAIRS:  # the stem has kernels of its own
+            for name, prepared in Meta(conv, dtype, number).launches():
+                options = {key: prepared.options[key] for key in ("num_warps", "num_stages")}
+                arguments = prepared.arguments | prepared.options
+                arguments = {key: value for key, value in arguments.items() if key not in options}
+                code = str((prepared.kernel.__name__, specialised(prepared.kernel, arguments), options))
+                case = f"{conv} {name} tile {number}"
+                different.setdefault(code, (case, prepared.kernel, arguments, options))
     return {case: (kernel, arguments, options) for case, kernel, arguments, options in different.values()}
 
 
-def report(dtype_name: str, tried: int, case: str, target: int) -> dict:
+def report(dtype_name: str, tried: tuple[int, ...], case: str, target: int) -> dict:
     kernel, arguments, options = variants(DTYPES[dtype_name], tried)[case]
     return compiled_report(f"{case} {dtype_name}", kernel, arguments, options, target)
 
 
-def compile_everything(target: int, dtype_name: str, tried: int = 0) -> list[dict]:
+def compile_everything(target: int, dtype_name: str, *tried: int) -> list[dict]:
+    """Compile for the heuristic tiles, of bf16 those of few rows too, or for the candidates `tried`."""
+    tried = tried or ((0, LAST) if dtype_name == "bf16" else (0,))
     cases = list(variants(DTYPES[dtype_name], tried))
     with ProcessPoolExecutor(WORKERS) as pool:
         parts = [pool.submit(report, dtype_name, tried, case, target) for case in cases]
