@@ -12,7 +12,7 @@ folder="$1"
 shift
 # torch, triton, numpy and pytest come with a GPU image as a rule, with what they need; these do not.
 packages=(zarr donfig numcodecs google-crc32c pyyaml gemmi periodictable pyparsing moyopy msgspec
-    click platformdirs safetensors)
+    typing_extensions packaging click platformdirs safetensors)
 platforms=()
 for glibc in 17 24 26 27 28 31 34; do
     platforms+=(--platform "manylinux_2_${glibc}_x86_64")
