@@ -339,7 +339,11 @@ def main() -> None:
         lines += found.lines
         details[name] = found.details
     if options.json:
-        command = f"python benchmarks/bench_classify.py{' --quick' if options.quick else ''}"
+        chosen = [
+            *(["--quick"] if options.quick else []),
+            *(["--only", options.only] if options.only else []),
+        ]
+        command = " ".join(["python benchmarks/bench_classify.py", *chosen])
         written = record(lines, details, "wall") | {"threads": available_cores(), "command": command}
         options.json.write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
