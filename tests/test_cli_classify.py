@@ -98,6 +98,20 @@ def test_an_open_range_and_a_model_by_path(capsys, archive, bundled, tmp_path):
     assert any("model neutron " in line for line in lines)
 
 
+def test_back_ends_are_chosen_by_name_and_agree(capsys, archive, tmp_path):
+    tables = {}
+    for backend in ("native", "torch"):
+        output = tmp_path / f"{backend}.parquet"
+        options = ["--backend", backend, "--precision", "fp32", "--workers", "1", "-v"]
+        code, _, lines = run(capsys, archive, "-o", output, *options)
+        assert code == 0
+        assert any(f"cpu: {backend}, fp32" in line for line in lines)
+        tables[backend] = pyarrow.parquet.read_table(output)
+    native, torch = tables.values()
+    assert native["symbol_1"].equals(torch["symbol_1"])
+    assert np.allclose(native["probability_1"].to_numpy(), torch["probability_1"].to_numpy(), atol=1e-4)
+
+
 def test_force_overwrites(capsys, archive, tmp_path):
     output = tmp_path / "out.csv"
     output.write_text("old")
@@ -240,10 +254,18 @@ def test_an_existing_output_is_kept(capsys, archive, tmp_path):
     assert output.read_text() == "precious"
 
 
-def test_no_such_device_fails(capsys, archive):
-    code, message = failure(capsys, archive, "--device", "cuda:99")
+@pytest.mark.parametrize("devices", ["cuda:99", "cuda:98,99"])
+def test_no_such_device_fails(capsys, archive, devices):
+    code, message = failure(capsys, archive, "--device", devices)
     assert code == 1
-    assert "cuda:99" in message
+    assert "no device cuda:9" in message
+
+
+def test_a_back_end_that_is_not_installed_fails(capsys, archive, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    code, message = failure(capsys, archive, "--backend", "onnxruntime")
+    assert code == 1
+    assert "hxrd[onnxruntime]" in message
 
 
 # Wrong usage: 2 -----------------------------------------------------------------------------------
@@ -263,6 +285,8 @@ def test_no_such_device_fails(capsys, archive):
         (["--range", "30:"], "--range"),
         (["--task", "colour"], "--task"),
         (["--device", "abacus"], "--device"),
+        (["--device", "cuda:0,"], "--device"),
+        (["--backend", "abacus"], "--backend"),
         (["-o", "out.xlsx"], ".xlsx"),
         (["-o", "nowhere/out.csv"], "nowhere"),
         (["--resume"], "--resume"),
