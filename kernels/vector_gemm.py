@@ -13,13 +13,25 @@ from typing import Any
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
+from numba import config as numba_config
 from numba import types
 from numba.extending import intrinsic as numba_intrinsic
 from numpy.typing import NDArray
 
 intrinsic: Any = numba_intrinsic  # what it makes is called without the first argument, which mypy cannot know
 
-_FEATURES = {name for name, present in llvm.get_host_cpu_features().items() if present}
+
+def _features() -> set[str]:
+    """Return what the processor can do that Numba compiles for: this one, unless NUMBA_CPU_… tell another."""
+    told = getattr(numba_config, "CPU_FEATURES", None)
+    if told is not None:
+        return {name[1:] for name in told.split(",") if name.startswith("+")}
+    if getattr(numba_config, "CPU_NAME", None) not in (None, "host"):
+        return set()
+    return {name for name, present in llvm.get_host_cpu_features().items() if present}
+
+
+_FEATURES = _features()
 HAS_BFLOAT16 = "avx512bf16" in _FEATURES
 
 if "avx512f" in _FEATURES:  # 32 registers of 16 floats

@@ -1,5 +1,10 @@
 """The whole network compiled for the CPU, against torch and against its NumPy reference."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -135,3 +140,26 @@ def test_refuses_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
     weights["resnet.conv.conv.weight"] = weights["resnet.conv.conv.weight"][:7]
     with pytest.raises(ValueError, match="7 channels"):
         CpuNetwork(weights, 7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "features", "lanes"), [("haswell", "+avx,+avx2,+fma,+sse4.2,+bmi,+bmi2", 8), ("generic", "", 4)]
+)
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="features of x86 processors")
+def test_other_processors_compute_the_same(name: str, features: str, lanes: int) -> None:
+    script = """
+import numpy as np
+from hxrd.kernels import vector_gemm
+from hxrd.kernels.cpu_network import CpuNetwork, has_bfloat16
+from hxrd.kernels.numpy_network import numpy_logits
+from hxrd.models.registry import load_model
+x_BL = np.random.default_rng(0).random((9, 400), np.float32) ** 4
+weights = load_model("neutron-clean").weights
+found, expected = CpuNetwork(weights, 7).logits(x_BL), numpy_logits(weights, x_BL, 7)
+print(vector_gemm.LANES, has_bfloat16(), np.abs(found - expected).max() < 1e-4)
+"""
+    told = os.environ | {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
+    done = subprocess.run([sys.executable, "-c", script], env=told, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == [str(lanes), "False", "True"]
