@@ -201,7 +201,7 @@ class Archive:
             raise IndexError(f"patterns {start} to {stop} of an archive of {self.n_patterns}")
         self._check_present("intensity", start, stop)
         intensity = self._read("intensity", start, stop, out).astype(np.float32, copy=False)
-        if self._holds("scale"):
+        if "scale" in self._optional:
             intensity *= self._read("scale", start, stop).astype(np.float32)[:, None]
         return intensity
 
@@ -218,7 +218,7 @@ class Archive:
         InputError
             A chunk is corrupt or missing; it is named.
         """
-        if not self._holds("measured"):
+        if "measured" not in self._optional:
             return None
         self._check_present("measured", start, stop)
         return self._read("measured", start, stop).astype(bool, copy=False)
@@ -237,7 +237,7 @@ class Archive:
         InputError
             A chunk is corrupt or missing; it is named.
         """
-        if not self._holds("impurity_id"):
+        if "impurity_id" not in self._optional:
             return [[] for _ in range(start, stop)]
         self._check_present("impurity_id", start, stop)
         self._check_present("impurity_fraction", start, stop)
@@ -296,12 +296,8 @@ class Archive:
         return {}
 
     @cached_property
-    def _names(self) -> frozenset[str]:
+    def _optional(self) -> frozenset[str]:
         return frozenset(name for name in schema.OPTIONAL if name in self.group)
-
-    def _holds(self, name: str) -> bool:
-        """Tell whether an optional member is there."""
-        return name in self._names
 
     def _read(self, name: str, start: int, stop: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
         array = self._member(name)

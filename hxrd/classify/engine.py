@@ -174,8 +174,9 @@ class _Work:
         except Empty:
             shape = (self._size, self._engine.loaded.metadata.n_points)
             backend = self._engine.backends[0]
-            pinned = isinstance(backend, PinnedInput)
-            return backend.empty_input(shape) if pinned else np.empty(shape, np.float32)
+            if isinstance(backend, PinnedInput):
+                return backend.empty_input(shape)
+            return np.empty(shape, np.float32)
 
     def _prepare(self, part: PatternSlice, out: NDArray[np.float32]) -> tuple[list[str], list[str]]:
         """Fill `out` with network inputs; return flags and reasons."""
