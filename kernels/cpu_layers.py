@@ -1,6 +1,6 @@
 """The network's layers as torch operators on the CPU, with all gradients, by the code of `cpu_training`.
 
-Everything is float32, also within `torch.autocast`: on a CPU that is quicker than casting, and more exact.
+Everything is computed in float32, also within `torch.autocast`: on a CPU that is quicker than casting, and more exact.
 Patterns are shared out among as many threads as torch uses.
 
 Shape suffixes: B batch, L positions, C channels in, N channels out, T taps, K steps of a window (T · C).
@@ -100,7 +100,7 @@ def conv_norm_gelu(
     gelu: bool,
     dropout: float,
 ) -> Tensor:
-    """Run a layer; parameters and result are those of `dispatch.conv_norm_gelu`, in float32.
+    """Run a layer; parameters and result are those of `dispatch.conv_norm_gelu`.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def conv_norm_gelu(
             f"the compiled kernels need multiples of {PANEL} channels, not {tuple(weight.shape)}"
         )
     tensors = x_BLC, weight, norm_weight, norm_bias, residual, seed
-    return _conv_norm_gelu(*tensors, stride, padding, eps, gelu, dropout)[0]
+    return _conv_norm_gelu(*tensors, stride, padding, eps, gelu, dropout)[0].to(x_BLC.dtype)
 
 
 @torch.library.custom_op("hxrd::cpu_conv_norm_gelu", mutates_args=())
@@ -312,7 +312,7 @@ def stem_norm_pool(
     eps: float,
     dropout: float,
 ) -> Tensor:
-    """Run the stem; parameters and result are those of `dispatch.stem_norm_pool`, in float32.
+    """Run the stem; parameters and result are those of `dispatch.stem_norm_pool`.
 
     `pool` is 0 for no pool.
 
@@ -325,7 +325,8 @@ def stem_norm_pool(
         raise ValueError(f"the compiled kernels need multiples of {PANEL} channels, not {len(weight)}")
     if x_BL.shape[1] < weight.shape[2]:
         raise ValueError(f"patterns of {x_BL.shape[1]} points are shorter than {weight.shape[2]} taps")
-    return _stem_norm_pool(x_BL, weight, norm_weight, norm_bias, seed, pool, eps, dropout)[0]
+    tensors = x_BL, weight, norm_weight, norm_bias, seed
+    return _stem_norm_pool(*tensors, pool, eps, dropout)[0].to(x_BL.dtype)
 
 
 @torch.library.custom_op("hxrd::cpu_stem_norm_pool", mutates_args=())

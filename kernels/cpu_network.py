@@ -4,8 +4,8 @@ LayerNorm's mean is taken away beforehand, from the weights: the mean over the o
 convolution without bias is the convolution with the mean of its weights. The max pool needs GELU at the
 greatest and the least argument of a window only, since GELU falls and then rises.
 
-All sums and the stem are float32; with bfloat16 the weights behind the stem and the activations between
-layers are rounded to it. What a pattern gives depends on no other pattern of its call.
+All sums, the stem and the last stage are float32; with bfloat16 the weights between them, and the
+activations that those meet, are rounded to it. What a pattern gives depends on no other pattern of its call.
 
 Shape suffixes: B batch, L positions, C and N channels, T taps, K steps of a window (taps · channels).
 """
@@ -32,6 +32,7 @@ from .vector_tiles import (
 BLOCK_BYTES = 512 * 1024  # of a block's largest activation: half a usual second-level cache
 MOST_PATTERNS = 16  # of a block; more would not spread the reading of the weights much further
 
+HALF_BLOCKS = 6  # of eight; the last stage is little work, and its rounding would show most in the ranks
 LOWEST = np.finfo(np.float32).min  # not −∞, which fast arithmetic may take as impossible
 _EPS = np.float32(EPS)
 
@@ -231,7 +232,7 @@ class CpuNetwork:
     pool : int or None
         Window and stride of the max pool after the stem.
     precision : {"fp32", "bf16"}
-        Of weights and activations behind the stem.
+        Of weights and activations between the stem and the last stage.
 
     Raises
     ------
@@ -245,11 +246,11 @@ class CpuNetwork:
         if precision == "bf16" and not HAS_BFLOAT16:
             raise ValueError("this processor does not multiply bfloat16")
         self.pool, self.precision = pool, precision
-        half = precision == "bf16"
+        self._halves = [precision == "bf16" and i < HALF_BLOCKS for i in range(len(BLOCKS))]
         self._stem = _conv(weights, "resnet.conv", False)
         self._blocks = [
             [_conv(weights, f"{name}.{part}", half) for part in ("conv1", "conv2", "downsample")]
-            for name, _ in BLOCKS
+            for (name, _), half in zip(BLOCKS, self._halves, strict=True)
         ]
         self._head = packed(weights["classifier.weight"].T, False)
         self._bias = np.ascontiguousarray(weights["classifier.bias"], np.float32)
@@ -296,14 +297,15 @@ class _Workspace:
         itemsize = 2 if network.precision == "bf16" else 4
         self.n_patterns = min(MOST_PATTERNS, max(1, BLOCK_BYTES // (length * width * itemsize)))
         paddings = [shape[2] // 2 for shape in network._shapes]
-        first = before = self._activation(width, paddings[0], length)
+        first = before = self._activation(width, paddings[0], length, network._halves[0])
         self._blocks = []
         for i, (conv1, conv2, shortcut) in enumerate(network._blocks):
             stride = BLOCKS[i][1]
             length, width = (length - 1) // stride + 1, len(conv1.gamma)
-            between = self._activation(width, paddings[i], length)
+            between = self._activation(width, paddings[i], length, network._halves[i])
             last = i + 1 == len(network._blocks)
-            after = self._activation(width, 0 if last else paddings[i + 1], length, single=last)
+            half = not last and network._halves[i + 1]
+            after = self._activation(width, 0 if last else paddings[i + 1], length, half)
             windows = (
                 before.starts(stride, before.padding - paddings[i]),
                 between.starts(1, 0),
@@ -316,9 +318,9 @@ class _Workspace:
         self._places = first.places
         self._features = np.empty((self.n_patterns, width), np.float32)
 
-    def _activation(self, n_channels: int, padding: int, length: int, single: bool = False) -> _Activation:
+    def _activation(self, n_channels: int, padding: int, length: int, half: bool) -> _Activation:
         n_values = self.n_patterns * (length + 2 * padding) * n_channels
-        if self._network.precision == "bf16" and not single:
+        if half:
             values: NDArray[Any] = np.zeros(n_values, np.uint16)
             read: NDArray[Any] = values.view(np.uint32)
         else:

@@ -79,7 +79,10 @@ def _obstacle(backend: str, device: torch.device) -> str:
         return conv.unavailable(device)
     if device.type != "cpu":
         return f"a {device.type} tensor, and compiled code runs on the CPU"
-    return _compiled().unavailable()
+    try:
+        return str(_compiled().unavailable())
+    except ImportError as error:
+        return f"numba cannot be imported ({error})"
 
 
 def describe(device: torch.device | str | None = None, backend: str = "auto") -> str:

@@ -176,6 +176,15 @@ def test_stays_in_float32_within_autocast() -> None:
     assert torch.equal(model.classifier(features), plain)
 
 
+def test_a_network_in_bfloat16_stays_in_it() -> None:
+    model = ResNet1D(14, "paper", backend="compiled").eval()
+    x_B1L = torch.rand(2, 1, 300)
+    expected = model(x_B1L).detach()
+    found = model.bfloat16()(x_B1L.bfloat16())
+    assert found.dtype == torch.bfloat16
+    assert relative_error(found, expected.double()) <= 2e-2
+
+
 def test_refuses_what_it_cannot_compute() -> None:
     norm = torch.ones(8), torch.zeros(8)
     with pytest.raises(ValueError, match="multiples of"):
