@@ -78,9 +78,12 @@ def heuristic(kind: str, c_in: int, c_out: int, taps: int, itemsize: int) -> Til
     return Tile(block_m, block_k, _warps(block_m, columns, itemsize), 3)
 
 
-def for_few_rows(kind: str, tile: Tile) -> Tile:
-    """Return the tile for a launch of few rows: half as large, so that more of the GPU has work."""
-    if kind == "weight" or tile.block_m <= 64:
+def for_few_rows(kind: str, tile: Tile, itemsize: int) -> Tile:
+    """Return the tile for a launch of few rows: half as large, so that more of the GPU has work.
+
+    In float32 it is as large as ever: half of it would spill registers with four warps.
+    """
+    if kind == "weight" or tile.block_m <= 64 or itemsize > 2:
         return tile
     return replace(tile, block_m=tile.block_m // 2, num_warps=4)
 
@@ -89,10 +92,12 @@ def candidates(kind: str, c_in: int, c_out: int, taps: int, itemsize: int) -> li
     """Return the tiles that are worth a trial, the heuristic one first."""
     first = heuristic(kind, c_in, c_out, taps, itemsize)
     tried = [first, replace(first, num_stages=4)]
+    if itemsize > 2:
+        return tried
     if first.num_warps == 4:
         tried.append(replace(first, num_warps=8))
-    if for_few_rows(kind, first) != first:
-        tried.append(for_few_rows(kind, first))
+    if for_few_rows(kind, first, itemsize) != first:
+        tried.append(for_few_rows(kind, first, itemsize))
     if kind == "weight" and first.block_k > 2 * SMALLEST_DOT:
         tried.append(replace(first, block_k=first.block_k // 2, num_warps=4))
     return tried

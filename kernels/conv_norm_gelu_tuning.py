@@ -46,7 +46,7 @@ def choose_tile(kind: str, device: torch.device, dtype: torch.dtype, geometry: G
     shape = geometry.c_in, geometry.c_out, geometry.taps
     usual = heuristic(kind, *shape, dtype.itemsize)
     if isinstance(geometry.n_rows, int) and geometry.n_rows < SMALL:  # else large, or a symbol
-        return for_few_rows(kind, usual)
+        return for_few_rows(kind, usual, dtype.itemsize)
     if not _may_try(device):
         return usual
     gpu = torch.cuda.get_device_name(device)

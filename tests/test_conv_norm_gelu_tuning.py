@@ -52,7 +52,7 @@ def test_a_trial_is_made_once_and_remembered(pretended_gpu: Path, monkeypatch: p
 
 def test_when_no_trial_is_made(pretended_gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = (1, *LARGE[1:])
-    assert chosen(sizes=small) == for_few_rows("forward", usual()) != usual()
+    assert chosen(sizes=small) == for_few_rows("forward", usual(), 2) != usual()
     monkeypatch.setenv(tuning.SWITCH, "0")
     assert chosen() == usual()
     monkeypatch.delenv(tuning.SWITCH)
@@ -112,7 +112,11 @@ def test_every_candidate_can_be_tried(kind: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(tuning, "TRIAL", (2, 33))
     conv = PAIRS[1]
     results = []
-    for tile in candidates(kind, conv.c_in, conv.c_out, conv.taps, 4):
+    tiles = {
+        tile for itemsize in (2, 4) for tile in candidates(kind, conv.c_in, conv.c_out, conv.taps, itemsize)
+    }
+    assert len(tiles) > 3
+    for tile in tiles:
         torch.manual_seed(0)
         prepared = tuning.trial(kind, conv.c_in, conv.c_out, conv.taps, tile, torch.float32, DEVICE)
         target = {"forward": "out_ptr", "rows": "grad_conv_ptr", "input": "grad_x_ptr"}
