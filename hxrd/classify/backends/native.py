@@ -16,7 +16,7 @@ from hxrd.models.layout import pool_of
 if TYPE_CHECKING:
     from hxrd.models.registry import LoadedModel
 
-BATCH = 32  # patterns a thread takes at a time
+BATCH = 64  # patterns a thread takes at a time
 
 logger = logging.getLogger("hxrd")
 
@@ -35,7 +35,7 @@ class NativeBackend:
     precision : {"auto", "fp32", "bf16"}
         ``auto`` is bf16 where the processor multiplies it, and fp32 for a job too small to be compiled for.
     batch_size : int, optional
-        32 where left out. What a pattern gives does not depend on it.
+        64 where left out. What a pattern gives does not depend on it.
     threads : int, optional
         All that the process may use where left out.
     n_patterns : int, optional
