@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numba import literal_unroll
 from numpy.typing import NDArray
 
 from .compiled import compiled, compiled_fastmath
@@ -173,6 +174,60 @@ def linear(features, weight, bias, out):
                 out[first + r, k] = sums[r, k] + bias[k]
 
 
+class Block(NamedTuple):
+    """A residual block over a workspace.
+
+    `before`, `between`, the flat activations that its convolutions read (pairs of bfloat16 as uint32), each
+    with where the windows begin; `middle`, `after`, the flat activations that they write, each with the
+    places of the rows; `length` positions a pattern.
+    """
+
+    conv1: Conv
+    conv2: Conv
+    shortcut: Conv
+    before: NDArray[Any]
+    conv1_starts: NDArray[np.int64]
+    shortcut_starts: NDArray[np.int64]
+    middle: NDArray[Any]
+    middle_places: NDArray[np.int64]
+    between: NDArray[Any]
+    conv2_starts: NDArray[np.int64]
+    after: NDArray[Any]
+    after_places: NDArray[np.int64]
+    length: int
+
+
+@compiled
+def network_logits(x_BL, stem, pool, first, first_places, blocks, features, head, bias, out):
+    """Fill `out` (B, classes), as many patterns at a time as `features` has rows."""
+    for begin in range(0, len(x_BL), len(features)):
+        part = x_BL[begin : begin + len(features)]
+        if pool:
+            pooled_stem(part, stem, pool, first, first_places)
+        else:
+            plain_stem(part, stem, first, first_places)
+        for block in literal_unroll(blocks):
+            n_rows = len(part) * block.length
+            conv_norm_gelu(
+                block.before, block.conv1_starts, n_rows, block.conv1, block.middle, block.middle_places
+            )
+            conv_norm_add_gelu(
+                block.between,
+                block.conv2_starts,
+                n_rows,
+                block.conv2,
+                block.before,
+                block.shortcut_starts,
+                block.shortcut,
+                block.after,
+                block.after_places,
+            )
+        last = blocks[-1]
+        found = features[: len(part)]
+        greatest_over_positions(last.after, last.after_places, last.length, found)
+        linear(found, head, bias, out[begin : begin + len(part)])
+
+
 # --- the network ---------------------------------------------------------------------------------------
 
 
@@ -207,19 +262,6 @@ class _Activation(NamedTuple):
         whole = (self.length + 2 * self.padding) * self.n_channels
         starts = np.add.outer(np.arange(self.n_patterns) * whole, positions * self.n_channels).ravel()
         return np.concatenate([starts, np.zeros(-len(starts) % ROWS, np.int64)])
-
-
-class _Block(NamedTuple):
-    """A residual block over a workspace: arguments of the two kernels."""
-
-    conv1: Conv
-    conv2: Conv
-    shortcut: Conv
-    before: _Activation
-    between: _Activation
-    after: _Activation
-    windows: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
-    places: tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 class CpuNetwork:
@@ -271,10 +313,11 @@ class CpuNetwork:
                 f"patterns of {x_BL.shape[1]} points are shorter than the network's first window"
             )
         out = np.empty((len(x_BL), len(self._bias)), np.float32)
-        workspace = self._workspace(x_BL.shape[1])
-        for first in range(0, len(x_BL), workspace.n_patterns):
-            part = slice(first, first + workspace.n_patterns)
-            workspace.run(x_BL[part], out[part])
+        work = self._workspace(x_BL.shape[1])
+        stem, head = self._stem, (self._head, self._bias)
+        network_logits(
+            x_BL, stem, self.pool or 0, work.first, work.places, work.blocks, work.features, *head, out
+        )
         return out
 
     def _workspace(self, n_points: int) -> "_Workspace":
@@ -289,7 +332,7 @@ class _Workspace:
     """Memory for a block of patterns on their way through the network, and where every row lies."""
 
     def __init__(self, network: CpuNetwork, n_points: int):
-        self._network, self.n_points = network, n_points
+        self.n_points = n_points
         length = n_points - network._stem.weight.shape[1] + 1
         if network.pool:
             length = (length + 2 * (network.pool // 2) - network.pool) // network.pool + 1
@@ -297,26 +340,35 @@ class _Workspace:
         itemsize = 2 if network.precision == "bf16" else 4
         self.n_patterns = min(MOST_PATTERNS, max(1, BLOCK_BYTES // (length * width * itemsize)))
         paddings = [shape[2] // 2 for shape in network._shapes]
-        first = before = self._activation(width, paddings[0], length, network._halves[0])
-        self._blocks = []
+        before = self._activation(width, paddings[0], length, network._halves[0])
+        self.first, self.places = before.values, before.places
+        blocks = []
         for i, (conv1, conv2, shortcut) in enumerate(network._blocks):
-            stride = BLOCKS[i][1]
-            length, width = (length - 1) // stride + 1, len(conv1.gamma)
+            stride, width = BLOCKS[i][1], len(conv1.gamma)
+            length = (length - 1) // stride + 1
             between = self._activation(width, paddings[i], length, network._halves[i])
             last = i + 1 == len(network._blocks)
             half = not last and network._halves[i + 1]
             after = self._activation(width, 0 if last else paddings[i + 1], length, half)
-            windows = (
-                before.starts(stride, before.padding - paddings[i]),
-                between.starts(1, 0),
-                before.starts(stride, before.padding),
+            block = Block(
+                conv1,
+                conv2,
+                shortcut,
+                before=before.read,
+                conv1_starts=before.starts(stride, before.padding - paddings[i]),
+                shortcut_starts=before.starts(stride, before.padding),
+                middle=between.values,
+                middle_places=between.places,
+                between=between.read,
+                conv2_starts=between.starts(1, 0),
+                after=after.values,
+                after_places=after.places,
+                length=length,
             )
-            places = between.places, after.places
-            self._blocks.append(_Block(conv1, conv2, shortcut, before, between, after, windows, places))
+            blocks.append(block)
             before = after
-        self._first, self._last = first, before
-        self._places = first.places
-        self._features = np.empty((self.n_patterns, width), np.float32)
+        self.blocks = tuple(blocks)
+        self.features = np.empty((self.n_patterns, width), np.float32)
 
     def _activation(self, n_channels: int, padding: int, length: int, half: bool) -> _Activation:
         n_values = self.n_patterns * (length + 2 * padding) * n_channels
@@ -326,34 +378,6 @@ class _Workspace:
         else:
             read = values = np.zeros(n_values, np.float32)
         return _Activation(values, read, n_channels, padding, length, self.n_patterns)
-
-    def run(self, x_BL: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-        """Fill `out` (b, classes) for at most a block of patterns."""
-        network, n = self._network, len(x_BL)
-        if network.pool:
-            pooled_stem(x_BL, network._stem, network.pool, self._first.values, self._places)
-        else:
-            plain_stem(x_BL, network._stem, self._first.values, self._places)
-        for block in self._blocks:
-            conv1_starts, conv2_starts, shortcut_starts = block.windows
-            n_rows = n * block.after.length
-            conv_norm_gelu(
-                block.before.read, conv1_starts, n_rows, block.conv1, block.between.values, block.places[0]
-            )
-            conv_norm_add_gelu(
-                block.between.read,
-                conv2_starts,
-                n_rows,
-                block.conv2,
-                block.before.read,
-                shortcut_starts,
-                block.shortcut,
-                block.after.values,
-                block.places[1],
-            )
-        features = self._features[:n]
-        greatest_over_positions(self._last.values, self._blocks[-1].places[1], self._last.length, features)
-        linear(features, network._head, network._bias, out)
 
 
 def _conv(weights: Mapping[str, NDArray[np.float32]], name: str, half: bool) -> Conv:
