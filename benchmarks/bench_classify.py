@@ -8,11 +8,14 @@ What each line means stands in benchmarks/README.md. No ratio is given before th
 
 import argparse
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `hxrd train` does; no peer is slower for it
 
 import msgspec
 import numpy as np
@@ -68,7 +71,7 @@ class Effort:
     batch: int = TRAINING_BATCH
 
 
-FULL = Effort(60.0, 5, 4000, {"paper": 2048, "released": 256}, 40_000)
+FULL = Effort(60.0, 5, 4000, {"paper": 2048, "released": 256}, 100_000)
 QUICK = Effort(1.0, 2, 300, {"paper": 256, "released": 32}, 1024, 32)
 
 

@@ -1,5 +1,6 @@
 """`hxrd train`: a classifier from an archive of simulated patterns."""
 
+import os
 from pathlib import Path
 
 import click
@@ -88,6 +89,8 @@ def train(
     """
     if force and resume:
         raise UsageError("--force starts afresh and --resume goes on: give one of them")
+    # Read as torch is imported: its threads are not to spin on cores that the kernels' threads want.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import msgspec
     import torch
 

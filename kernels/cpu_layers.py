@@ -1,6 +1,7 @@
 """The network's layers as torch operators on the CPU, with all gradients, by the code of `cpu_training`.
 
-Everything is computed in float32, also within `torch.autocast`: on a CPU that is quicker than casting, and more exact.
+Everything is computed in float32, also within `torch.autocast`: on a CPU that is quicker than casting, and
+more exact.
 Patterns are shared out among as many threads as torch uses.
 
 Shape suffixes: B batch, L positions, C channels in, N channels out, T taps, K steps of a window (T · C).
@@ -8,7 +9,7 @@ Shape suffixes: B batch, L positions, C channels in, N channels out, T taps, K s
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -53,11 +54,13 @@ class _Geometry:
 
     def starts(self, n_patterns: int) -> Array:
         whole = (self.length + 2 * self.padding) * self.n_in
-        return _row_starts(n_patterns, whole, np.arange(self.length_out) * self.stride * self.n_in)
+        return _row_starts(n_patterns, whole, 0, self.stride * self.n_in, self.length_out)
 
 
-def _row_starts(n_patterns: int, whole: int, within: Array) -> Array:
-    """Return where rows begin, pattern by pattern, filled up to whole tiles."""
+@lru_cache(maxsize=1024)
+def _row_starts(n_patterns: int, whole: int, first: int, step: int, n_rows: int) -> Array:
+    """Return where rows begin, `n_rows` of each pattern of `whole` values, filled up to whole tiles."""
+    within = first + step * np.arange(n_rows)
     starts = np.add.outer(np.arange(n_patterns) * whole, within).ravel()
     return np.concatenate([starts, np.zeros(ROWS, np.int64)])
 
@@ -290,13 +293,13 @@ def _input_gradient(
     margin = np.zeros((n, rows, width), np.float32)
     margin[:, before : before + geometry.length_out] = to_conv
     for first, lowest, weight in phases:
-        steps = np.arange(len(range(first, geometry.length, geometry.stride)))
-        windows = _row_starts(n, rows * width, (before + lowest + steps) * width)
-        positions = (first + steps * geometry.stride) * geometry.n_in
-        places = _row_starts(n, geometry.length * geometry.n_in, positions)
-        kernels.input_gradient(
-            margin.reshape(-1), windows, n * len(steps), weight, to_input.reshape(-1), places
+        steps = len(range(first, geometry.length, geometry.stride))
+        windows = _row_starts(n, rows * width, (before + lowest) * width, width, steps)
+        channels = geometry.n_in
+        places = _row_starts(
+            n, geometry.length * channels, first * channels, geometry.stride * channels, steps
         )
+        kernels.input_gradient(margin.reshape(-1), windows, n * steps, weight, to_input.reshape(-1), places)
 
 
 # --- the stem ------------------------------------------------------------------------------------------
@@ -461,11 +464,13 @@ def _over_patterns(work: Callable[[slice], None], n_patterns: int) -> None:
     """Share patterns among as many threads as torch uses.
 
     Not by Numba's own threads: those change the number of OpenMP threads that torch uses from then on.
+    Torch's threads go on spinning for a while when their work is done, on the very cores that are wanted
+    here: ``OMP_WAIT_POLICY=PASSIVE``, which `hxrd train` sets, makes a step a third quicker.
     """
     n_threads = max(1, min(torch.get_num_threads(), n_patterns))
     bounds = np.linspace(0, n_patterns, n_threads + 1).astype(int).tolist()
-    slices = [slice(first, stop) for first, stop in pairwise(bounds)]
-    if n_threads == 1:
-        work(slices[0])
-    else:
-        list(_threads(n_threads).map(work, slices))
+    own, *others = (slice(first, stop) for first, stop in pairwise(bounds))
+    waiting = [_threads(n_threads - 1).submit(work, part) for part in others]
+    work(own)
+    for part in waiting:
+        part.result()

@@ -27,6 +27,7 @@ from .vector_tiles import (
     tile_affine_add_gelu,
     tile_affine_gelu,
     tile_extremes,
+    tile_product_extremes,
     tile_scales,
 )
 
@@ -117,9 +118,12 @@ def pooled_stem(x_BL, conv, pool, out, places):
                 for r in range(ROWS):
                     position = (first + r) * pool - pool // 2 + phase
                     starts[r] = max(0, min(position, n_positions - 1))
-                products(x_BL[b], starts, 0, conv.weight, y)
-                tile_scales(y, _EPS, scales)
-                tile_extremes(y, scales, high, low)
+                if width == PANEL:
+                    tile_product_extremes(x_BL[b], starts, conv.weight, n_taps, _EPS, high, low)
+                else:
+                    products(x_BL[b], starts, 0, conv.weight, y)
+                    tile_scales(y, _EPS, scales)
+                    tile_extremes(y, scales, high, low)
             _greatest_gelu(high, low, conv.gamma, conv.beta)
             for r in range(min(ROWS, n_windows - first)):
                 store_row(high, r, out, places[b * n_windows + first + r])

@@ -4,7 +4,6 @@ CUDA tensors go to Triton, CPU tensors to compiled vector code (`cpu_layers`), a
 """
 
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -70,7 +69,9 @@ def choose(device: torch.device | str, backend: str = "auto") -> Choice:
 
 def _compiled() -> Any:
     """Return the compiled layers: they, and Numba with them, are imported where they are wanted."""
-    return import_module(".cpu_layers", __package__)
+    from . import cpu_layers  # type: ignore[attr-defined]  # mypy knows this folder by another name
+
+    return cpu_layers
 
 
 def _obstacle(backend: str, device: torch.device) -> str:

@@ -94,18 +94,7 @@ def tile(typing_context, left, starts, first, right, begin, n_steps, out, column
             pointer_of(context, builder, signature, arguments, i) for i in (0, 1, 3, 6)
         )
         first, begin, n_steps, column = (arguments[i] for i in (2, 4, 5, 7))
-        origins = [
-            builder.gep(left, [builder.load(builder.gep(starts, [_plus(builder, first, row)]))])
-            for row in range(ROWS)
-        ]
-        sums = _accumulated(
-            builder,
-            n_steps,
-            lambda step: [builder.load(builder.gep(origin, [step])) for origin in origins],
-            lambda step: _panel(builder, right, builder.add(begin, step), half),
-            [[ir.Constant(FLOATS, [0.0] * LANES)] * (PANEL // LANES) for _ in range(ROWS)],
-            half,
-        )
+        sums = product(builder, left, builder.gep(starts, [first]), right, begin, n_steps, half)
         n_columns = extent(context, builder, signature, arguments, 6, 1)
         for row, vectors in enumerate(sums):
             place = builder.add(builder.mul(n_columns, ir.Constant(INT64, row)), column)
@@ -152,6 +141,22 @@ def transposed_tile(typing_context, left, starts, offset, right, n_steps, out, r
         return context.get_dummy_value()
 
     return signature, codegen
+
+
+def product(builder, left, starts, right, begin, n_steps, half):
+    """Emit the product of a tile; returns its sums, by row and vector."""
+    origins = [
+        builder.gep(left, [builder.load(builder.gep(starts, [ir.Constant(INT64, row)]))])
+        for row in range(ROWS)
+    ]
+    return _accumulated(
+        builder,
+        n_steps,
+        lambda step: [builder.load(builder.gep(origin, [step])) for origin in origins],
+        lambda step: _panel(builder, right, builder.add(begin, step), half),
+        [[ir.Constant(FLOATS, [0.0] * LANES)] * (PANEL // LANES) for _ in range(ROWS)],
+        half,
+    )
 
 
 def _accumulated(builder, n_steps, broadcasts, panel, initial, half):

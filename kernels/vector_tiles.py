@@ -23,6 +23,7 @@ from .vector_gemm import (
     intrinsic,
     load_vector,
     pointer_of,
+    product,
     splat,
     store_vector,
 )
@@ -45,18 +46,21 @@ def tile_scales(typing_context, y, eps, scales):
             ]
 
         sums = _over_vectors(builder, width, add_squares, [zero] * ROWS)
-        kind = ir.VectorType(ir.FloatType(), ROWS)
-        total = _row_sums(builder, sums)
-        n = _splat_of(builder, builder.sitofp(width, ir.FloatType()), ROWS)
-        mean = builder.fdiv(total, n)
-        root = float_intrinsic(
-            builder, "sqrt", kind, builder.fadd(mean, _splat_of(builder, arguments[1], ROWS))
-        )
-        scale = builder.fdiv(ir.Constant(kind, [1.0] * ROWS), root)
-        builder.store(scale, builder.bitcast(out, kind.as_pointer()), align=4)
+        scale = _scales(builder, sums, width, arguments[1])
+        builder.store(scale, builder.bitcast(out, scale.type.as_pointer()), align=4)
         return context.get_dummy_value()
 
     return signature, codegen
+
+
+def _scales(builder, sums, width, eps):
+    """Return 1/√(mean + eps) of each row, from the vectors of its partial sums."""
+    kind = ir.VectorType(ir.FloatType(), ROWS)
+    mean = builder.fdiv(
+        _row_sums(builder, sums), _splat_of(builder, builder.sitofp(width, ir.FloatType()), ROWS)
+    )
+    root = float_intrinsic(builder, "sqrt", kind, builder.fadd(mean, _splat_of(builder, eps, ROWS)))
+    return builder.fdiv(ir.Constant(kind, [1.0] * ROWS), root)
 
 
 @intrinsic
@@ -309,16 +313,44 @@ def tile_extremes(typing_context, y, scales, high, low):
             for r, factor in enumerate(factors):
                 place = _at(builder, width, r, column)
                 value = builder.fmul(load_vector(builder, rows, place), factor)
-                for extreme, relation in ((high, ">"), (low, "<")):
-                    best = load_vector(builder, extreme, place)
-                    better = builder.fcmp_ordered(relation, value, best)
-                    store_vector(builder, builder.select(better, value, best), extreme, place)
+                _take_into(builder, value, high, low, place)
             return []
 
         _over_vectors(builder, width, compare, [])
         return context.get_dummy_value()
 
     return signature, codegen
+
+
+@intrinsic
+def tile_product_extremes(typing_context, left, starts, right, n_steps, eps, high, low):
+    """Do `tile`, `tile_scales` and `tile_extremes` in registers, for N = PANEL, the only panel of `right`."""
+    signature = types.void(left, starts, right, n_steps, types.float32, high, low)
+
+    def codegen(context, builder, signature, arguments):
+        left, starts, right, high, low = (
+            pointer_of(context, builder, signature, arguments, i) for i in (0, 1, 2, 5, 6)
+        )
+        rows = product(builder, left, starts, right, ir.Constant(INT64, 0), arguments[3], False)
+        squares = [_constant(0)] * ROWS
+        for vectors in zip(*rows, strict=True):
+            squares = [_multiply_add(builder, v, v, total) for v, total in zip(vectors, squares, strict=True)]
+        scales = _scales(builder, squares, ir.Constant(INT64, PANEL), arguments[4])
+        for r, vectors in enumerate(rows):
+            factor = splat(builder, builder.extract_element(scales, ir.Constant(INT32, r)))
+            for i, vector in enumerate(vectors):
+                place = ir.Constant(INT64, r * PANEL + i * LANES)
+                _take_into(builder, builder.fmul(vector, factor), high, low, place)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _take_into(builder, value, high, low, place):
+    for extreme, relation in ((high, ">"), (low, "<")):
+        best = load_vector(builder, extreme, place)
+        better = builder.fcmp_ordered(relation, value, best)
+        store_vector(builder, builder.select(better, value, best), extreme, place)
 
 
 @intrinsic

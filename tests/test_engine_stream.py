@@ -10,6 +10,7 @@ import pytest
 import torch
 from classified import N_CLASSES, TWO_THETA, columns, make_archive, make_model, make_patterns
 
+from hxrd.classify import engine
 from hxrd.classify.backends import choose_backend, choose_backends
 from hxrd.classify.backends.torch_device import TorchBackend
 from hxrd.classify.engine import LEAST_SPAN, Engine
@@ -139,13 +140,21 @@ def test_a_slow_device_does_not_hold_up_a_quick_one(loaded):
     assert len(quick.seen) > 2 * len(slow.seen)
 
 
-def test_spans_are_whole_batches(loaded):
+def test_spans_are_whole_batches(loaded, monkeypatch):
+    monkeypatch.setattr(engine, "HOT", 10_000)  # a span is read at one go
     source = NumberedInput(3000)
     run(engine_of(loaded, Recognising(batch_size=300)), source, start=700)
     assert sorted(source.read_spans) == [(700, 1200), (1200, 1800), (1800, 2400), (2400, 3000)]
 
 
-def test_no_more_is_read_than_can_soon_be_used(loaded):
+def test_spans_are_read_in_pieces_in_order(loaded):
+    source = NumberedInput(600)
+    run(engine_of(loaded, Recognising(batch_size=300), readers=1), source)
+    assert source.read_spans == [(row, min(row + engine.HOT, 600)) for row in range(0, 600, engine.HOT)]
+
+
+def test_no_more_is_read_than_can_soon_be_used(loaded, monkeypatch):
+    monkeypatch.setattr(engine, "HOT", 10_000)
     source = NumberedInput(200 * LEAST_SPAN)
     stream = engine_of(loaded, Recognising(), readers=2).classify(Concatenation([source]))
     for taken in range(1, 20):

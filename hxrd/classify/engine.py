@@ -30,6 +30,7 @@ from hxrd.models.preprocess import Grid
 from hxrd.models.registry import LoadedModel
 
 LEAST_SPAN = 512  # patterns read at a time
+HOT = 128  # patterns that are decoded and prepared together: they stay in the processor's own cache
 WORKERS_A_DEVICE = 2
 MOST_READERS = 16
 
@@ -158,7 +159,9 @@ class _Work:
         loaded = _Loaded(first, end, self._free_memory())
         if not hasattr(self._own, "room"):
             self._own.room = Room()
-        for part in self._patterns.read(first, end, self._own.room):
+        bounds = [*range(first, end, HOT), end]
+        parts = (part for span in pairwise(bounds) for part in self._patterns.read(*span, self._own.room))
+        for part in parts:
             row = len(loaded.flag)
             flag, reason = self._prepare(part, loaded.x[row : row + len(part.source_id)])
             loaded.source_id += part.source_id
