@@ -1,40 +1,26 @@
-"""The network's layers as torch operators on the CPU, with all gradients, by the code of `cpu_training`.
+"""The network's convolutions as torch operators on the CPU, with gradients, by the code of `cpu_training`.
 
 Everything is computed in float32, also within `torch.autocast`: on a CPU that is quicker than casting, and
-more exact.
-Patterns are shared out among as many threads as torch uses.
+more exact. Patterns are shared out among as many threads as torch uses. The stem is in `cpu_stem`.
 
-Shape suffixes: B batch, L positions, C channels in, N channels out, T taps, K steps of a window (T · C).
+Shape suffixes: B batch, L positions, C channels in, N channels out, T taps.
 """
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, lru_cache
-from itertools import pairwise
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from numba import config as numba_config
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import cpu_training as kernels
-from .dropout import threshold
-from .vector_gemm import PANEL, ROWS, packed
+from .cpu_patterns import Array, array_of, mask_of, norm_of, over_patterns, steps_of, takes, unavailable
+from .cpu_stem import stem_norm_pool
+from .vector_code import PANEL, ROWS
+from .vector_gemm import packed
 
-Array = NDArray[Any]
-
-
-def unavailable() -> str:
-    """Tell why compiled code cannot run here; empty where it can."""
-    return "NUMBA_DISABLE_JIT is set" if getattr(numba_config, "DISABLE_JIT", 0) else ""
-
-
-def takes(channels: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> bool:
-    """Tell whether the kernels take layers of these channels: whole panels of vectors, single precision."""
-    return all(n > 0 and n % PANEL == 0 for n in channels) and dtype in (torch.float32, torch.bfloat16)
+__all__ = ["conv_norm_gelu", "stem_norm_pool", "takes", "unavailable"]
 
 
 class _Geometry:
@@ -63,31 +49,6 @@ def _row_starts(n_patterns: int, whole: int, first: int, step: int, n_rows: int)
     within = first + step * np.arange(n_rows)
     starts = np.add.outer(np.arange(n_patterns) * whole, within).ravel()
     return np.concatenate([starts, np.zeros(ROWS, np.int64)])
-
-
-def _steps(weight_NCT: Tensor) -> Array:
-    """Return a weight as the right matrix (K, N) of the product with windows."""
-    return weight_NCT.detach().float().permute(2, 1, 0).reshape(-1, len(weight_NCT)).numpy()
-
-
-def _array(tensor: Tensor | None, empty: tuple[int, ...] = ()) -> Array:
-    if tensor is None:
-        return np.empty(empty, np.float32)
-    return tensor.detach().float().contiguous().numpy()
-
-
-def _norm(norm_weight: Tensor, norm_bias: Tensor, eps: float) -> kernels.Norm:
-    return kernels.Norm(_array(norm_weight), _array(norm_bias), np.float32(eps))
-
-
-def _mask(seed: Tensor | None, dropout: float, first_row: int) -> kernels.Mask:
-    if seed is None or not dropout:
-        return kernels.Mask(np.uint64(0), np.uint64(0), np.float32(1), first_row)
-    bits = np.int64(seed.item()).astype(np.uint64)
-    return kernels.Mask(bits, np.uint64(threshold(dropout)), np.float32(1 / (1 - dropout)), first_row)
-
-
-# --- convolution, LayerNorm, residual, GELU -----------------------------------------------------------
 
 
 def conv_norm_gelu(
@@ -136,9 +97,9 @@ def _conv_norm_gelu(
     geometry = _Geometry(x_BLC.shape, weight.shape, stride, padding)
     out, normalised, scales = _layer_outputs(x_BLC, weight, stride, padding)
     arrays = tuple(tensor.numpy() for tensor in (out, normalised, scales))
-    x, right = _array(x_BLC), packed(_steps(weight), False)
-    added = _array(residual, (len(x), 0, geometry.n_out))
-    norm = _norm(norm_weight, norm_bias, eps)
+    x, right = array_of(x_BLC), packed(steps_of(weight), False)
+    added = array_of(residual, (len(x), 0, geometry.n_out))
+    norm = norm_of(norm_weight, norm_bias, eps)
 
     def work(part: slice) -> None:
         rows = [array[part].reshape(-1, *array.shape[2:]) for array in arrays]
@@ -148,12 +109,12 @@ def _conv_norm_gelu(
             right,
             norm,
             added[part].reshape(-1, geometry.n_out),
-            _mask(seed, dropout, part.start * geometry.length_out),
+            mask_of(seed, dropout, part.start * geometry.length_out),
             gelu,
             *rows,
         )
 
-    _over_patterns(work, len(x))
+    over_patterns(work, len(x))
     return out, normalised, scales
 
 
@@ -214,9 +175,9 @@ def _conv_norm_gelu_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of the input (empty if not needed), weight, LayerNorm and residual."""
     geometry = _Geometry(x_BLC.shape, weight.shape, stride, padding)
-    x, grad, hat, deviation = (_array(tensor) for tensor in (x_BLC, grad_out, normalised, scales))
-    added = _array(residual, (len(x), 0, geometry.n_out))
-    norm, to_sum = _norm(norm_weight, norm_bias, eps), np.empty_like(grad)
+    x, grad, hat, deviation = (array_of(tensor) for tensor in (x_BLC, grad_out, normalised, scales))
+    added = array_of(residual, (len(x), 0, geometry.n_out))
+    norm, to_sum = norm_of(norm_weight, norm_bias, eps), np.empty_like(grad)
     to_input = np.zeros(x.shape if need_input else (0,), np.float32)
     phases = _phases(geometry, weight) if need_input else []
     sums: list[tuple[Array, Array]] = []
@@ -226,7 +187,7 @@ def _conv_norm_gelu_backward(
         to_conv = np.empty((n * geometry.length_out, width), np.float32)
         affine = np.zeros((2, width), np.float32)
         rows = [array[part].reshape(-1, *array.shape[2:]) for array in (grad, hat, deviation)]
-        mask = _mask(seed, dropout, part.start * geometry.length_out)
+        mask = mask_of(seed, dropout, part.start * geometry.length_out)
         kernels.layer_backward(
             *rows,
             norm,
@@ -244,7 +205,7 @@ def _conv_norm_gelu_backward(
         if need_input:
             _input_gradient(geometry, phases, to_conv.reshape(n, -1, width), to_input[part])
 
-    _over_patterns(work, len(x))
+    over_patterns(work, len(x))
     to_steps, affine = (np.stack(parts).sum(axis=0) for parts in zip(*sums, strict=True))
     to_weight = to_steps.reshape(geometry.taps, geometry.n_in, geometry.n_out).transpose(2, 1, 0)
     found = to_input, np.ascontiguousarray(to_weight), affine[0].copy(), affine[1].copy()
@@ -300,177 +261,3 @@ def _input_gradient(
             n, geometry.length * channels, first * channels, geometry.stride * channels, steps
         )
         kernels.input_gradient(margin.reshape(-1), windows, n * steps, weight, to_input.reshape(-1), places)
-
-
-# --- the stem ------------------------------------------------------------------------------------------
-
-
-def stem_norm_pool(
-    x_BL: Tensor,
-    weight: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    seed: Tensor | None,
-    pool: int,
-    eps: float,
-    dropout: float,
-) -> Tensor:
-    """Run the stem; parameters and result are those of `dispatch.stem_norm_pool`.
-
-    `pool` is 0 for no pool.
-
-    Raises
-    ------
-    ValueError
-        Channels that do not fill whole panels, or patterns shorter than the window.
-    """
-    if not takes(weight.shape[:1], torch.float32):
-        raise ValueError(f"the compiled kernels need multiples of {PANEL} channels, not {len(weight)}")
-    if x_BL.shape[1] < weight.shape[2]:
-        raise ValueError(f"patterns of {x_BL.shape[1]} points are shorter than {weight.shape[2]} taps")
-    tensors = x_BL, weight, norm_weight, norm_bias, seed
-    return _stem_norm_pool(*tensors, pool, eps, dropout)[0].to(x_BL.dtype)
-
-
-@torch.library.custom_op("hxrd::cpu_stem_norm_pool", mutates_args=())
-def _stem_norm_pool(
-    x_BL: Tensor,
-    weight: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    seed: Tensor | None,
-    pool: int,
-    eps: float,
-    dropout: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the pooled activations, and the argument and position that each comes from."""
-    outputs = _stem_outputs(x_BL, weight, pool)
-    arrays = tuple(tensor.numpy() for tensor in outputs)
-    n_positions = x_BL.shape[1] - weight.shape[2] + 1
-    x, right, norm = _array(x_BL), packed(_steps(weight), False), _norm(norm_weight, norm_bias, eps)
-
-    def work(part: slice) -> None:
-        mask = _mask(seed, dropout, part.start * n_positions)
-        found = [array[part] for array in arrays]
-        kernels.pooled_stem_forward(x[part], n_positions, right, norm, mask, pool or 1, *found)
-
-    _over_patterns(work, len(x))
-    return outputs
-
-
-@_stem_norm_pool.register_fake
-def _(x_BL, weight, norm_weight, norm_bias, seed, pool, eps, dropout):
-    return _stem_outputs(x_BL, weight, pool)
-
-
-def _stem_outputs(x_BL: Tensor, weight: Tensor, pool: int) -> tuple[Tensor, Tensor, Tensor]:
-    pool = pool or 1
-    n_positions = x_BL.shape[1] - weight.shape[2] + 1
-    shape = x_BL.shape[0], (n_positions + 2 * (pool // 2) - pool) // pool + 1, weight.shape[0]
-    out, argument = (x_BL.new_empty(shape, dtype=torch.float32) for _ in range(2))
-    return out, argument, x_BL.new_empty(shape, dtype=torch.int32)
-
-
-def _save_stem(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*inputs[:5], *output[1:])
-    ctx.options = inputs[5:]
-
-
-@once_differentiable
-def _stem_gradients(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    need_input = ctx.needs_input_grad[0]
-    found = _stem_norm_pool_backward(grad_out, *ctx.saved_tensors, *ctx.options, need_input)
-    to_input, to_weight, to_gamma, to_beta = found
-    x_BL, weight = ctx.saved_tensors[:2]
-    first = to_input.to(x_BL.dtype) if need_input else None
-    return (first, to_weight.to(weight.dtype), to_gamma, to_beta, None, None, None, None)
-
-
-_stem_norm_pool.register_autograd(_stem_gradients, setup_context=_save_stem)
-
-
-@torch.library.custom_op("hxrd::cpu_stem_norm_pool_backward", mutates_args=())
-def _stem_norm_pool_backward(
-    grad_out: Tensor,
-    x_BL: Tensor,
-    weight: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    seed: Tensor | None,
-    argument: Tensor,
-    chosen: Tensor,
-    pool: int,
-    eps: float,
-    dropout: float,
-    need_input: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of the patterns (empty if not needed), the weight and the LayerNorm."""
-    n_out, _, taps = weight.shape
-    n_positions = x_BL.shape[1] - taps + 1
-    n_steps = -(-taps // ROWS) * ROWS  # whole tiles; the surplus steps read the margin
-    x = np.pad(_array(x_BL), ((0, 0), (0, n_steps - taps)))
-    right, norm = packed(_steps(weight), False), _norm(norm_weight, norm_bias, eps)
-    grad, arguments, places = _array(grad_out), _array(argument), chosen.numpy()
-    to_input = np.zeros(tuple(x_BL.shape) if need_input else (len(x), 0), np.float32)
-    sums: list[tuple[Array, Array]] = []
-
-    def work(part: slice) -> None:
-        to_steps, affine = np.zeros((n_steps, n_out), np.float32), np.zeros((2, n_out), np.float32)
-        kernels.pooled_stem_backward(
-            grad[part],
-            x[part],
-            n_positions,
-            right,
-            norm,
-            _mask(seed, dropout, part.start * n_positions),
-            pool or 1,
-            arguments[part],
-            places[part],
-            to_steps,
-            affine,
-            to_input[part] if need_input else to_input[:0],
-        )
-        sums.append((to_steps, affine))
-
-    _over_patterns(work, len(x))
-    to_steps, affine = (np.stack(parts).sum(axis=0) for parts in zip(*sums, strict=True))
-    to_weight = np.ascontiguousarray(to_steps[:taps].T[:, None])
-    found = to_input if need_input else np.empty(0, np.float32), to_weight, affine[0].copy(), affine[1].copy()
-    return tuple(torch.from_numpy(array) for array in found)  # type: ignore[return-value]
-
-
-@_stem_norm_pool_backward.register_fake
-def _(grad_out, x_BL, weight, norm_weight, norm_bias, *others):
-    need_input = others[-1]
-    single = {"dtype": torch.float32}
-    return (
-        x_BL.new_empty(x_BL.shape if need_input else (0,), **single),
-        weight.new_empty(weight.shape, **single),
-        norm_weight.new_empty(norm_weight.shape, **single),
-        norm_bias.new_empty(norm_bias.shape, **single),
-    )
-
-
-# --- threads -------------------------------------------------------------------------------------------
-
-
-@cache
-def _threads(n_threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(n_threads, thread_name_prefix="hxrd-layers")
-
-
-def _over_patterns(work: Callable[[slice], None], n_patterns: int) -> None:
-    """Share patterns among as many threads as torch uses.
-
-    Not by Numba's own threads: those change the number of OpenMP threads that torch uses from then on.
-    Torch's threads go on spinning for a while when their work is done, on the very cores that are wanted
-    here: ``OMP_WAIT_POLICY=PASSIVE``, which `hxrd train` sets, makes a step a third quicker.
-    """
-    n_threads = max(1, min(torch.get_num_threads(), n_patterns))
-    bounds = np.linspace(0, n_patterns, n_threads + 1).astype(int).tolist()
-    own, *others = (slice(first, stop) for first, stop in pairwise(bounds))
-    waiting = [_threads(n_threads - 1).submit(work, part) for part in others]
-    work(own)
-    for part in waiting:
-        part.result()

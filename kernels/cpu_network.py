@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from .compiled import compiled, compiled_fastmath
 from .numpy_network import BLOCKS, EPS
-from .vector_gemm import HAS_BFLOAT16, PANEL, ROWS, packed, tile
+from .vector_code import HAS_BFLOAT16, PANEL, ROWS
+from .vector_gemm import packed, tile
 from .vector_tiles import (
     store_row,
     tile_affine,

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from .compiled import compiled, compiled_fastmath
 from .cpu_network import LOWEST, products
-from .vector_gemm import PANEL, ROWS, transposed_tile
+from .vector_code import PANEL, ROWS
+from .vector_gemm import transposed_tile
 from .vector_tiles import (
     tile_affine,
     tile_affine_gradient,

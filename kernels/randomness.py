@@ -8,10 +8,9 @@ import math
 import numpy as np
 
 from hxrd.kernels.compiled import compiled
+from hxrd.kernels.hashing import FIRST_FACTOR, GOLDEN, SECOND_FACTOR
 
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_FIRST_FACTOR = np.uint64(0xBF58476D1CE4E5B9)
-_SECOND_FACTOR = np.uint64(0x94D049BB133111EB)
+_GAMMA, _FIRST_FACTOR, _SECOND_FACTOR = np.uint64(GOLDEN), np.uint64(FIRST_FACTOR), np.uint64(SECOND_FACTOR)
 _FIRST_SHIFT, _SECOND_SHIFT, _THIRD_SHIFT = np.uint64(30), np.uint64(27), np.uint64(31)
 _TO_53_BITS = np.uint64(11)
 

@@ -10,39 +10,27 @@ sums in float32).
 
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
-from numba import config as numba_config
 from numba import types
-from numba.extending import intrinsic as numba_intrinsic
 from numpy.typing import NDArray
 
-intrinsic: Any = numba_intrinsic  # what it makes is called without the first argument, which mypy cannot know
-
-
-def _features() -> set[str]:
-    """Return what the processor can do that Numba compiles for: this one, unless NUMBA_CPU_… tell another."""
-    told = getattr(numba_config, "CPU_FEATURES", None)
-    if told is not None:
-        return {name[1:] for name in told.split(",") if name.startswith("+")}
-    if getattr(numba_config, "CPU_NAME", None) not in (None, "host"):
-        return set()
-    return {name for name, present in llvm.get_host_cpu_features().items() if present}
-
-
-_FEATURES = _features()
-HAS_BFLOAT16 = "avx512bf16" in _FEATURES
-
-if "avx512f" in _FEATURES:  # 32 registers of 16 floats
-    LANES, ROWS, PANEL = 16, 8, 32
-elif "avx2" in _FEATURES:  # 16 registers of 8
-    LANES, ROWS, PANEL = 8, 4, 16
-else:  # NEON: 32 registers of 4; anything else is right, if not quick
-    LANES, ROWS, PANEL = 4, 4, 16
-
-INT32, INT64, FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
-FLOATS, PAIRS = ir.VectorType(FLOAT, LANES), ir.VectorType(INT32, LANES)
+from .vector_code import (
+    FLOATS,
+    INT64,
+    LANES,
+    PAIRS,
+    PANEL,
+    ROWS,
+    call,
+    extent,
+    float_intrinsic,
+    intrinsic,
+    load_vector,
+    pointer_of,
+    splat,
+    store_vector,
+)
 
 
 def packed(weight_KN: NDArray[np.float32], half: bool) -> NDArray[Any]:
@@ -194,38 +182,8 @@ def _accumulated(builder, n_steps, broadcasts, panel, initial, half):
 def _multiply_add(builder, factor, vector, total, half):
     if half:
         kind = ir.FunctionType(FLOATS, [FLOATS, PAIRS, PAIRS])
-        return builder.call(
-            _function(builder, kind, "llvm.x86.avx512bf16.dpbf16ps.512"), [total, factor, vector]
-        )
+        return call(builder, kind, "llvm.x86.avx512bf16.dpbf16ps.512", total, factor, vector)
     return float_intrinsic(builder, "fma", FLOATS, factor, vector, total)
-
-
-def float_intrinsic(builder, name, kind, *operands):
-    """Call LLVM's `name` for vectors of floats."""
-    function = ir.FunctionType(kind, [kind] * len(operands))
-    return builder.call(_function(builder, function, f"llvm.{name}.v{kind.count}f32"), operands)
-
-
-def _function(builder, kind, name):
-    return builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-
-
-def splat(builder, scalar):
-    """Fill a vector with one value."""
-    kind = ir.VectorType(scalar.type, LANES)
-    undefined = ir.Constant(kind, ir.Undefined)
-    single = builder.insert_element(undefined, scalar, ir.Constant(INT32, 0))
-    return builder.shuffle_vector(single, undefined, ir.Constant(ir.VectorType(INT32, LANES), [0] * LANES))
-
-
-def load_vector(builder, pointer, place, kind=FLOATS):
-    """Load LANES values from `place` on; nothing is aligned to more than one of them."""
-    return builder.load(builder.bitcast(builder.gep(pointer, [place]), kind.as_pointer()), align=4)
-
-
-def store_vector(builder, vector, pointer, place):
-    """Store LANES floats from `place` on."""
-    builder.store(vector, builder.bitcast(builder.gep(pointer, [place]), FLOATS.as_pointer()), align=4)
 
 
 def _vectors(builder, pointer, kind=FLOATS):
@@ -246,20 +204,3 @@ def _store(builder, vectors, pointer):
 
 def _plus(builder, value, constant):
     return builder.add(value, ir.Constant(INT64, constant))
-
-
-def _array(context, builder, signature, arguments, index):
-    return context.make_array(signature.args[index])(context, builder, arguments[index])
-
-
-def pointer_of(context, builder, signature, arguments, index):
-    """Return where the array that is argument number `index` begins, as a pointer to its elements."""
-    data = _array(context, builder, signature, arguments, index).data
-    kind = signature.args[index].dtype
-    element = FLOAT if isinstance(kind, types.Float) else ir.IntType(kind.bitwidth)
-    return builder.bitcast(data, element.as_pointer())
-
-
-def extent(context, builder, signature, arguments, index, axis):
-    """Return the length of an axis of the array that is argument number `index`."""
-    return builder.extract_value(_array(context, builder, signature, arguments, index).shape, axis)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hxrd.kernels import cpu_layers, dispatch
+from hxrd.kernels import cpu_layers, cpu_stem, dispatch
 from hxrd.kernels.dropout import keep_mask
 from hxrd.models.resnet1d import ResNet1D
 
@@ -127,11 +127,14 @@ def test_threads_share_patterns_without_a_trace() -> None:
     assert relative_error(found[1][1], found[0][1].double()) <= 1e-6
 
 
-def test_training_steps_are_those_of_the_reference() -> None:
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+def test_training_steps_are_those_of_the_reference(compiler: str) -> None:
     losses = []
     for backend in ("compiled", "reference"):
         torch.manual_seed(11)
         model = ResNet1D(14, "paper", dropout=0.1, backend=backend)
+        if backend == "compiled":
+            model = torch.compile(model, backend=compiler)
         optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
         x_B1L, labels = torch.rand(4, 1, 300) ** 3, torch.arange(4)
         steps = []
@@ -163,7 +166,7 @@ def test_opcheck(needs_input: bool) -> None:
     torch.library.opcheck(cpu_layers._conv_norm_gelu, (x_BLC, *tensors, None, seed, 2, 1, 1e-5, True, 0.1))
     stem = [torch.randn(32, 1, 5).requires_grad_(), *tensors[1:]]
     x_BL = torch.randn(2, 30, requires_grad=needs_input)
-    torch.library.opcheck(cpu_layers._stem_norm_pool, (x_BL, *stem, seed, 7, 1e-5, 0.1))
+    torch.library.opcheck(cpu_stem._stem_norm_pool, (x_BL, *stem, seed, 7, 1e-5, 0.1))
 
 
 def test_stays_in_float32_within_autocast() -> None:

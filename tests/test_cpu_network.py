@@ -11,7 +11,8 @@ import torch
 
 from hxrd.kernels.cpu_network import CpuNetwork, has_bfloat16
 from hxrd.kernels.numpy_network import gelu, numpy_logits
-from hxrd.kernels.vector_gemm import PANEL, ROWS, bfloat16_bits, packed
+from hxrd.kernels.vector_code import PANEL, ROWS
+from hxrd.kernels.vector_gemm import bfloat16_bits, packed
 from hxrd.models.layout import pool_of
 from hxrd.models.resnet1d import ResNet1D
 
@@ -150,14 +151,14 @@ def test_refuses_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_processors_compute_the_same(name: str, features: str, lanes: int) -> None:
     script = """
 import numpy as np
-from hxrd.kernels import vector_gemm
+from hxrd.kernels import vector_code
 from hxrd.kernels.cpu_network import CpuNetwork, has_bfloat16
 from hxrd.kernels.numpy_network import numpy_logits
 from hxrd.models.registry import load_model
 x_BL = np.random.default_rng(0).random((9, 400), np.float32) ** 4
 weights = load_model("neutron-clean").weights
 found, expected = CpuNetwork(weights, 7).logits(x_BL), numpy_logits(weights, x_BL, 7)
-print(vector_gemm.LANES, has_bfloat16(), np.abs(found - expected).max() < 1e-4)
+print(vector_code.LANES, has_bfloat16(), np.abs(found - expected).max() < 1e-4)
 """
     told = os.environ | {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
     done = subprocess.run([sys.executable, "-c", script], env=told, capture_output=True, text=True)
