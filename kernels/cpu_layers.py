@@ -180,9 +180,8 @@ def _conv_norm_gelu_backward(
     norm, to_sum = norm_of(norm_weight, norm_bias, eps), np.empty_like(grad)
     to_input = np.zeros(x.shape if need_input else (0,), np.float32)
     phases = _phases(geometry, weight) if need_input else []
-    sums: list[tuple[Array, Array]] = []
 
-    def work(part: slice) -> None:
+    def work(part: slice) -> tuple[Array, Array]:
         n, width = part.stop - part.start, geometry.n_out
         to_conv = np.empty((n * geometry.length_out, width), np.float32)
         affine = np.zeros((2, width), np.float32)
@@ -201,11 +200,11 @@ def _conv_norm_gelu_backward(
         to_steps = np.zeros((geometry.taps * geometry.n_in, width), np.float32)
         left = geometry.padded(x[part]).reshape(-1)
         kernels.weight_gradient(left, geometry.starts(n), to_conv, to_steps)
-        sums.append((to_steps, affine))
         if need_input:
             _input_gradient(geometry, phases, to_conv.reshape(n, -1, width), to_input[part])
+        return to_steps, affine
 
-    over_patterns(work, len(x))
+    sums = over_patterns(work, len(x))
     to_steps, affine = (np.stack(parts).sum(axis=0) for parts in zip(*sums, strict=True))
     to_weight = to_steps.reshape(geometry.taps, geometry.n_in, geometry.n_out).transpose(2, 1, 0)
     found = to_input, np.ascontiguousarray(to_weight), affine[0].copy(), affine[1].copy()

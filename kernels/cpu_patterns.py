@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from .dropout import threshold
 from .vector_code import PANEL
 
 Array = NDArray[Any]
+T = TypeVar("T")
 
 
 def unavailable() -> str:
@@ -62,8 +63,8 @@ def _threads(n_threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n_threads, thread_name_prefix="hxrd-layers")
 
 
-def over_patterns(work: Callable[[slice], None], n_patterns: int) -> None:
-    """Share patterns among as many threads as torch uses.
+def over_patterns(work: Callable[[slice], T], n_patterns: int) -> list[T]:
+    """Share patterns among as many threads as torch uses; returns what each found, in the patterns' order.
 
     Not by Numba's own threads: those change the number of OpenMP threads that torch uses from then on.
     Torch's threads go on spinning for a while when their work is done, on the very cores that are wanted
@@ -73,6 +74,4 @@ def over_patterns(work: Callable[[slice], None], n_patterns: int) -> None:
     bounds = np.linspace(0, n_patterns, n_threads + 1).astype(int).tolist()
     own, *others = (slice(first, stop) for first, stop in pairwise(bounds))
     waiting = [_threads(n_threads - 1).submit(work, part) for part in others]
-    work(own)
-    for part in waiting:
-        part.result()
+    return [work(own), *(part.result() for part in waiting)]

@@ -124,9 +124,8 @@ def _stem_norm_pool_backward(
     right, norm = packed(steps_of(weight), False), norm_of(norm_weight, norm_bias, eps)
     grad, arguments, places = array_of(grad_out), array_of(argument), chosen.numpy()
     to_input = np.zeros(tuple(x_BL.shape) if need_input else (len(x), 0), np.float32)
-    sums: list[tuple[Array, Array]] = []
 
-    def work(part: slice) -> None:
+    def work(part: slice) -> tuple[Array, Array]:
         to_steps, affine = np.zeros((n_steps, n_out), np.float32), np.zeros((2, n_out), np.float32)
         kernels.pooled_stem_backward(
             grad[part],
@@ -142,9 +141,9 @@ def _stem_norm_pool_backward(
             affine,
             to_input[part] if need_input else to_input[:0],
         )
-        sums.append((to_steps, affine))
+        return to_steps, affine
 
-    over_patterns(work, len(x))
+    sums = over_patterns(work, len(x))
     to_steps, affine = (np.stack(parts).sum(axis=0) for parts in zip(*sums, strict=True))
     to_weight = np.ascontiguousarray(to_steps[:taps].T[:, None])
     found = to_input if need_input else np.empty(0, np.float32), to_weight, affine[0].copy(), affine[1].copy()
