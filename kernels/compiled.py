@@ -30,6 +30,11 @@ def worth_compiling(n_patterns: int) -> bool:
     return n_patterns >= SMALL_JOB
 
 
+def can_compile() -> bool:
+    """Tell whether Numba compiles here: NUMBA_DISABLE_JIT forbids it."""
+    return os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
+
+
 def must_compile(kernel: str) -> bool:
     """Tell whether a kernel, such as ``powder.patterns``, has no compiled code on disk yet."""
     _forget_stale_code()

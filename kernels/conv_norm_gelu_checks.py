@@ -35,16 +35,38 @@ def check(
     """
     if reason := unavailable(x_BLC.device):
         raise ValueError(f"conv_norm_gelu: {reason}")
+    c_out, c_in = weight.shape[:2] if weight.ndim == 3 else (0, 0)
+    if not all(0 < width <= LARGEST_WIDTH and width & (width - 1) == 0 for width in (c_in, c_out)):
+        raise ValueError(
+            f"conv_norm_gelu: channels must be powers of two up to {LARGEST_WIDTH}, not {c_in} and {c_out}"
+        )
+    check_sizes(x_BLC, weight, norm_weight, norm_bias, residual, stride, padding)
+    _check_kinds([x_BLC, weight, residual], [norm_weight, norm_bias, seed])
+    check_dropout(seed, dropout)
+
+
+def check_sizes(
+    x_BLC: Tensor,
+    weight: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    residual: Tensor | None,
+    stride: int,
+    padding: int,
+) -> None:
+    """Refuse a layer whose tensors do not fit each other, whatever is to compute it.
+
+    Raises
+    ------
+    ValueError
+        Of shapes, or of the stride or padding.
+    """
     if x_BLC.ndim != 3 or weight.ndim != 3 or x_BLC.shape[2] != weight.shape[1]:
         shapes = f"{tuple(x_BLC.shape)} and {tuple(weight.shape)}"
         raise ValueError(
             f"conv_norm_gelu: input (B, L, C_in) and weight (C_out, C_in, taps) do not fit: {shapes}"
         )
-    c_out, c_in, taps = weight.shape
-    if not all(0 < width <= LARGEST_WIDTH and width & (width - 1) == 0 for width in (c_in, c_out)):
-        raise ValueError(
-            f"conv_norm_gelu: channels must be powers of two up to {LARGEST_WIDTH}, not {c_in} and {c_out}"
-        )
+    c_out, _, taps = weight.shape
     length = x_BLC.shape[1]
     if stride < 1 or padding < 0 or length + 2 * padding < taps or length + 2 * padding > LONGEST:
         raise ValueError(
@@ -56,8 +78,6 @@ def check(
         ("norm_bias", norm_bias, (c_out,)),
         ("residual", residual, shape_out),
     )
-    _check_kinds([x_BLC, weight, residual], [norm_weight, norm_bias, seed])
-    _check_dropout(seed, dropout)
 
 
 def check_shortcut(
@@ -74,7 +94,7 @@ def check_shortcut(
     Raises
     ------
     ValueError
-        Of another length or width, or of another dtype or device.
+        Of another length or width.
     """
     c_out, c_in, taps = weight.shape
     _check_shapes(
@@ -82,7 +102,6 @@ def check_shortcut(
         ("shortcut_norm_weight", norm_weight, (c_out,)),
         ("shortcut_norm_bias", norm_bias, (c_out,)),
     )
-    _check_kinds([x_BLC, shortcut_weight], [norm_weight, norm_bias])
     length = x_BLC.shape[1]
     if output_length(length, taps, stride, padding) != output_length(length, 1, stride, 0):
         raise ValueError(
@@ -105,7 +124,14 @@ def _check_kinds(alike: list[Tensor | None], others: list[Tensor | None]) -> Non
         raise ValueError("conv_norm_gelu: all tensors must lie on one device")
 
 
-def _check_dropout(seed: Tensor | None, dropout: float) -> None:
+def check_dropout(seed: Tensor | None, dropout: float) -> None:
+    """Refuse a probability outside [0, 1), and dropout without a seed that names its mask.
+
+    Raises
+    ------
+    ValueError
+        Of either.
+    """
     if not 0 <= dropout < 1:
         raise ValueError(f"conv_norm_gelu: dropout must lie in [0, 1), not {dropout}")
     if dropout and (seed is None or tuple(seed.shape) != (1,) or seed.dtype != torch.int64):

@@ -58,7 +58,7 @@ def choose_tile(kind: str, device: torch.device, dtype: torch.dtype, geometry: G
         if key not in known and not torch.cuda.is_current_stream_capturing():
             tiles = candidates(kind, *shape, dtype.itemsize)
             known[key] = _apart(
-                lambda: quickest(tiles, lambda tile: trial(kind, *shape, tile, dtype, device))
+                device, lambda: quickest(tiles, lambda tile: trial(kind, *shape, tile, dtype, device))
             )
             _write(gpu, known)
         return known.get(key, usual)
@@ -130,13 +130,14 @@ def trial(
     return launch.weight_backward(x_BLC, grad, grad_weight, geometry, True, tile)
 
 
-def _apart(work: Callable[[], Tile]) -> Tile:
+def _apart(device: torch.device, work: Callable[[], Tile]) -> Tile:
     """Run in a thread of its own, where no tracing of torch.compile turns tensors into symbols."""
     results: list[Any] = []
 
     def keep() -> None:
         try:
-            results.append(work())
+            with torch.cuda.device(device):  # a new thread begins on the first one
+                results.append(work())
         except BaseException as error:
             results.append(error)
 

@@ -43,7 +43,7 @@ class _Geometry:
         return _row_starts(n_patterns, whole, 0, self.stride * self.n_in, self.length_out)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=128)
 def _row_starts(n_patterns: int, whole: int, first: int, step: int, n_rows: int) -> Array:
     """Return where rows begin, `n_rows` of each pattern of `whole` values, filled up to whole tiles."""
     within = first + step * np.arange(n_rows)

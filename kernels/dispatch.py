@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import conv_norm_gelu as conv
+from . import conv_norm_gelu_checks as checks
 from . import stem_norm_pool as stem
 
 BACKENDS = ("auto", "triton", "compiled", "reference")
@@ -164,6 +165,7 @@ def conv_norm_gelu(
     RuntimeError
         The backend insisted on cannot run here.
     """
+    checks.check_sizes(x_BLC, weight, norm_weight, norm_bias, residual, stride, padding)
     implementation = _implementation(x_BLC, backend, weight.shape[:2])
     seed = _checked_seed(dropout, seed)
     numbers = stride, padding, eps
@@ -215,6 +217,9 @@ def conv_norm_pair(
     ValueError, RuntimeError
         As `conv_norm_gelu`.
     """
+    checks.check_sizes(x_BLC, weight, norm_weight, norm_bias, None, stride, padding)
+    shortcut = shortcut_weight, shortcut_norm_weight, shortcut_norm_bias
+    checks.check_shortcut(x_BLC, weight, *shortcut, stride, padding)
     implementation = _implementation(x_BLC, backend, weight.shape[:2])
     seed = _checked_seed(dropout, seed)
     norms = norm_weight, norm_bias
@@ -267,6 +272,7 @@ def stem_norm_pool(
     ValueError, RuntimeError
         As `conv_norm_gelu`.
     """
+    _check_stem(x_BL, weight, norm_weight, norm_bias, pool)
     implementation = _implementation(x_BL, backend, (weight.shape[0],))
     seed = _checked_seed(dropout, seed)
     tensors = x_BL, weight, norm_weight, norm_bias, seed
@@ -287,11 +293,22 @@ def _implementation(x: Tensor, backend: str, channels: tuple[int, ...] | torch.S
 
 
 def _checked_seed(dropout: float, seed: Tensor | None) -> Tensor | None:
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must lie in [0, 1), not {dropout}")
-    if dropout and seed is None:
-        raise ValueError("dropout needs a seed: an int64 tensor of shape (1,)")
+    checks.check_dropout(seed, dropout)
     return seed if dropout else None
+
+
+def _check_stem(
+    x_BL: Tensor, weight: Tensor, norm_weight: Tensor, norm_bias: Tensor, pool: int | None
+) -> None:
+    """Refuse a stem whose tensors do not fit each other."""
+    if x_BL.ndim != 2 or weight.ndim != 3 or weight.shape[1] != 1 or x_BL.shape[1] < weight.shape[2]:
+        shapes = f"{tuple(x_BL.shape)} and {tuple(weight.shape)}"
+        raise ValueError(f"stem_norm_pool: input (B, L) and weight (C_out, 1, taps ≤ L) do not fit: {shapes}")
+    if not norm_weight.shape == norm_bias.shape == weight.shape[:1]:
+        shapes = f"{tuple(norm_weight.shape)} and {tuple(norm_bias.shape)}"
+        raise ValueError(f"stem_norm_pool: norm_weight and norm_bias must be ({len(weight)},), not {shapes}")
+    if pool is not None and pool < 0:
+        raise ValueError(f"stem_norm_pool: pool must be None or at least 1, not {pool}")
 
 
 def _deterministic() -> bool:

@@ -5,5 +5,4 @@
 #   OUT_DIR     gets summary.json, network.json and the logs (default gpu-check/)
 #   --check     a dry run of every part on the CPU, with tiny sizes
 set -euo pipefail
-cd "$(dirname "$0")/.."
-exec "${PYTHON:-python3}" scripts/gpu_check.py "$@"
+exec "${PYTHON:-python3}" "$(dirname "$0")/gpu_check.py" "$@"

@@ -34,7 +34,6 @@ ALL = [
     ("native", "fp32"),
     ("native", "bf16"),
     ("torch", "fp32"),
-    ("torch", "bf16"),
     ("onnxruntime", "fp32"),
     ("openvino", "fp32"),
     ("openvino", "bf16"),

@@ -86,3 +86,52 @@ def test_triton_insisted_on_says_what_is_missing() -> None:
     else:
         with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
             dispatch.choose("cpu", "triton")
+
+
+UNFIT = {
+    "residual of another batch": {"residual": torch.ones(1, 20, 32)},
+    "short norm": {"norm_weight": torch.ones(16)},
+    "no stride": {"stride": 0},
+    "negative padding": {"padding": -1},
+    "other channels": {"x_BLC": torch.ones(4, 20, 64)},
+    "seed of floats": {"dropout": 0.1, "seed": torch.tensor([1.7])},
+}
+
+
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
+@pytest.mark.parametrize("unfit", UNFIT)
+def test_tensors_that_do_not_fit_are_refused(unfit: str, backend: str) -> None:
+    fitting = {
+        "x_BLC": torch.ones(4, 20, 32),
+        "weight": torch.ones(32, 32, 3),
+        "norm_weight": torch.ones(32),
+        "norm_bias": torch.ones(32),
+        "padding": 1,
+    }
+    assert dispatch.conv_norm_gelu(**fitting, backend=backend).shape == (4, 20, 32)
+    with pytest.raises(ValueError, match="conv_norm_gelu: "):
+        dispatch.conv_norm_gelu(**fitting | UNFIT[unfit], backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
+@pytest.mark.parametrize(
+    ("weight", "norm", "pool"), [((32, 2, 13), 32, 7), ((32, 1, 13), 8, 7), ((32, 1, 13), 32, -1)]
+)
+def test_a_stem_that_does_not_fit_is_refused(weight: tuple, norm: int, pool: int, backend: str) -> None:
+    with pytest.raises(ValueError, match="stem_norm_pool: "):
+        dispatch.stem_norm_pool(
+            torch.ones(2, 50),
+            torch.ones(weight),
+            torch.ones(norm),
+            torch.ones(norm),
+            pool=pool,
+            backend=backend,
+        )
+
+
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
+def test_a_shortcut_of_another_length_is_refused(backend: str) -> None:
+    x_BLC, norm = torch.ones(2, 20, 32), (torch.ones(32), torch.zeros(32))
+    weights = torch.ones(32, 32, 5), *norm, torch.ones(32, 32, 1), *norm
+    with pytest.raises(ValueError, match="another length"):
+        dispatch.conv_norm_pair(x_BLC, *weights, stride=1, padding=1, backend=backend)

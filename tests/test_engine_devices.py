@@ -93,9 +93,9 @@ def test_auto_is_native_on_the_cpu(loaded):
 
 
 def test_named_options_reach_the_back_end(loaded):
-    backend = choose_backend(loaded, "cpu", "torch", "bf16", batch_size=5, threads=1)
+    backend = choose_backend(loaded, "cpu", "torch", "fp32", batch_size=5, threads=1)
     assert isinstance(backend, TorchBackend)
-    assert (backend.name, backend.precision, backend.batch_size) == ("torch", "bf16", 5)
+    assert (backend.name, backend.precision, backend.batch_size) == ("torch", "fp32", 5)
     assert backend.logits(make_patterns(7)).shape == (7, 12)
 
 
@@ -183,3 +183,17 @@ class TestOnAGpu:
         assert torch.from_numpy(x).is_pinned()
         x[:] = make_patterns(5000)
         assert (backend.logits(x) == backend.logits(x.copy())).all()
+
+
+def test_auto_leaves_a_named_back_end_on_the_cpu(monkeypatch, loaded):
+    pretend(monkeypatch, 1, 1)
+    assert choose_backend(loaded, "auto", "native").device == "cpu"
+
+
+def test_torch_on_a_cpu_does_not_pretend_to_be_bf16(loaded):
+    with pytest.raises(UsageError, match="on a CPU torch computes in fp32"):
+        choose_backend(loaded, "cpu", "torch", "bf16")
+
+
+def test_a_batch_is_no_larger_than_the_job(loaded):
+    assert choose_backend(loaded, "cpu", "torch", batch_size=100_000, n_patterns=35).batch_size == 35

@@ -1,5 +1,6 @@
 """Reading an archive: its metadata at once, its intensities slice by slice."""
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -157,10 +158,15 @@ class Archive:
         names = held.get(start)
         if names is None:
             names = [str(identifier) for identifier in self._read("source_id", start, stop)]
-            while len(held) >= _CHUNKS_HELD:
-                held.pop(next(iter(held)), None)
-            held[start] = names
+            with self._holding:  # several threads may read
+                while len(held) >= _CHUNKS_HELD:
+                    del held[next(iter(held))]
+                held[start] = names
         return names
+
+    @cached_property
+    def _holding(self) -> threading.Lock:
+        return threading.Lock()
 
     @cached_property
     def _identifiers_held(self) -> dict[int, list[str]]:

@@ -110,8 +110,8 @@ class ShardReader:
         content = np.empty(size, np.uint8)
         _read_at(file, length - size, content)
         index = _checked(content).view("<u8").reshape(-1, 2)
-        ends = index.sum(axis=1)[index[:, 0] != _ABSENT]
-        if len(ends) and ends.max() > length:
+        offset, extent = index[index[:, 0] != _ABSENT].T
+        if ((offset > length) | (extent > length - np.minimum(offset, np.uint64(length)))).any():
             raise DamagedShard("the index points beyond the end of the file")
         return index
 

@@ -107,7 +107,7 @@ def choose_backend(
     device : {"auto", "cpu", "cuda", "cuda:N"}
         Where it runs.
     backend : {"auto", "native", "torch", "onnxruntime", "openvino"}
-        ``auto`` is native on the CPU and torch on CUDA.
+        ``auto`` is native on the CPU and torch on CUDA. With device ``auto`` all but torch run on the CPU.
     precision : {"auto", "fp32", "bf16"}
         ``auto`` is bf16 where the hardware has it.
     batch_size : int, optional
@@ -124,6 +124,8 @@ def choose_backend(
     UsageError
         The back end does not run on that device.
     """
+    if device == AUTO and backend not in (AUTO, "torch"):
+        device = "cpu"  # where every one of the others runs
     device = resolve_device(device)
     kind = device.split(":")[0]
     name = backend if backend != AUTO else ("torch" if kind == "cuda" else "native")
@@ -133,6 +135,10 @@ def choose_backend(
     if kind not in entry.devices:
         raise UsageError(f"backend {name} runs on {' and '.join(entry.devices)} only, not on {device}")
     more = {"n_patterns": n_patterns} if entry.knows_size else {}
+    if batch_size is not None and n_patterns:
+        batch_size = min(
+            batch_size, n_patterns
+        )  # a batch is filled up, which is to cost no more than the job
     try:
         module = importlib.import_module(f"{__name__}.{entry.module}")
         made: Backend = getattr(module, entry.class_name)(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hxrd.cores import available_cores
 from hxrd.errors import UsageError
-from hxrd.kernels.compiled import must_compile, worth_compiling
+from hxrd.kernels.compiled import can_compile, must_compile, worth_compiling
 from hxrd.models.layout import pool_of
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class NativeBackend:
         n_patterns: int | None = None,
     ):
         small = n_patterns is not None and not worth_compiling(n_patterns)
-        if small and precision != "bf16":
+        if (small or not can_compile()) and precision != "bf16":
             self.precision, self._network, threads = "fp32", _plain(loaded), 1  # NumPy's BLAS has its own
         else:
             self.precision, self._network = _compiled(loaded, precision)
@@ -96,6 +96,6 @@ def _compiled(loaded: "LoadedModel", precision: str) -> tuple[str, Network]:
     if precision == "bf16" and not has_bfloat16():
         raise UsageError("--precision bf16: this processor does not multiply bfloat16; give fp32 or auto")
     if must_compile("cpu_network.*"):
-        logger.info("compiling the network for this machine: once, about a quarter of a minute")
+        logger.info("compiling the network for this machine: once, about half a minute")
     network = CpuNetwork(loaded.weights, pool_of(loaded.metadata.variant), precision)  # type: ignore[arg-type]
     return precision, network.logits

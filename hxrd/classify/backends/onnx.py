@@ -96,4 +96,10 @@ def _session(loaded: "LoadedModel", device: str) -> "onnxruntime.InferenceSessio
             )
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": number or "0", "use_tf32": "0"}))
     content = onnx_model(loaded, planar=True).SerializeToString()
-    return onnxruntime.InferenceSession(content, options, providers=providers)
+    session = onnxruntime.InferenceSession(content, options, providers=providers)
+    if session.get_providers()[0] != providers[0][0]:
+        raise HxrdError(
+            f"onnxruntime could not load CUDA for {device}: look for a missing cuDNN, "
+            "or give --backend torch or --device cpu"
+        )
+    return session

@@ -18,10 +18,12 @@ from hxrd.classify.backends.cuda_batches import CudaBatches, fitting_batch
 from hxrd.classify.backends.torch_ranks import rank_tensors
 from hxrd.classify.ranking import Ranking, Ranks
 from hxrd.cores import available_cores
+from hxrd.errors import UsageError
 from hxrd.models.registry import build_network
 
 if TYPE_CHECKING:
     from hxrd.models.registry import LoadedModel
+    from hxrd.models.resnet1d import ResNet1D
 
 BATCH_ON_CPU = 64
 LARGEST_BATCH = 4096  # on a GPU, which more would not make quicker
@@ -59,6 +61,11 @@ class TorchBackend:
         Of a CPU; all that the process may use where left out.
     n_patterns : int, optional
         Size of the job: on a GPU a large one is recorded as a CUDA graph, a very large one compiled first.
+
+    Raises
+    ------
+    UsageError
+        bf16 is asked for on a CPU.
     """
 
     name = "torch"
@@ -78,13 +85,18 @@ class TorchBackend:
         if precision == "auto":
             has_bfloat16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
             precision = "bf16" if has_bfloat16 else "fp32"
+        if precision == "bf16" and not on_gpu:
+            raise UsageError(
+                "--precision bf16: on a CPU torch computes in fp32 here; give fp32, or --backend native"
+            )
         self.precision = precision
         self._n_points, self._n_classes = loaded.metadata.n_points, loaded.metadata.n_classes
         network = build_network(loaded.weights, loaded.metadata.variant).to(self._device)
         n_patterns = n_patterns or 0
-        self._network = (
-            torch.compile(network, dynamic=False) if on_gpu and n_patterns >= COMPILED_JOB else network
-        )
+        compiled = on_gpu and n_patterns >= COMPILED_JOB
+        backbone = torch.compile(network.resnet, dynamic=False) if compiled else network.resnet
+        self._features: Callable[[Tensor], Tensor] = backbone
+        self._classifier = network.classifier
         self._lock = threading.Lock()
         self._batches: Batches
         if on_gpu:
@@ -136,13 +148,15 @@ class TorchBackend:
 
     def _logits(self, x_BL: Tensor) -> Tensor:
         kind = self._device.type
-        with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16"):
-            logits: Tensor = self._network(x_BL[:, None])
-        return logits.float()
+        with torch.inference_mode():
+            with torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16"):
+                features = self._features(x_BL)
+            logits: Tensor = self._classifier(features.float())  # rounded, classes would tie
+        return logits
 
-    def _fitting_batch(self, network: torch.nn.Module) -> int:
+    def _fitting_batch(self, network: "ResNet1D") -> int:
         """Measure what one pattern needs and see how many the free memory holds."""
-        self._network, kept = network, self._network  # not the compiled one, which is for the whole batch
+        self._features, kept = network.resnet, self._features  # not the compiled ones, of the whole batch
         with torch.cuda.device(self._device), memory_errors():
             before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
@@ -150,7 +164,7 @@ class TorchBackend:
             needed = (torch.cuda.max_memory_allocated() - before) / PROBE_BATCH
             torch.cuda.empty_cache()
             free, _ = torch.cuda.mem_get_info()
-        self._network = kept
+        self._features = kept
         return fitting_batch(free, needed, LARGEST_BATCH)
 
 
