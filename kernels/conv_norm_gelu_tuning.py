@@ -136,7 +136,8 @@ def _apart(device: torch.device, work: Callable[[], Tile]) -> Tile:
 
     def keep() -> None:
         try:
-            with torch.cuda.device(device):  # a new thread begins on the first one
+            several = torch.cuda.device_count() > 1  # and a new thread begins on the first
+            with torch.cuda.device(device) if several else contextlib.nullcontext():
                 results.append(work())
         except BaseException as error:
             results.append(error)
