@@ -193,7 +193,7 @@ def test_refuses_what_it_cannot_compute() -> None:
     with pytest.raises(ValueError, match="multiples of"):
         dispatch.conv_norm_gelu(torch.ones(1, 9, 8), torch.ones(8, 8, 3), *norm, backend="compiled")
     wide = torch.ones(32), torch.zeros(32)
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="do not fit"):
         dispatch.stem_norm_pool(torch.ones(1, 9), torch.ones(32, 1, 13), *wide, pool=7, backend="compiled")
     with pytest.raises(ValueError, match="seed"):
         dispatch.conv_norm_gelu(torch.ones(1, 9, 8), torch.ones(8, 8, 3), *norm, dropout=0.5)
