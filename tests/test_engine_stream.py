@@ -279,14 +279,14 @@ def test_two_torch_workers_give_the_rows_of_one(loaded, archive):
 def test_torch_goes_on_with_smaller_batches(loaded, archive, monkeypatch, error):
     whole = classified(loaded, [TorchBackend(loaded, batch_size=64)], archive)
     backend = TorchBackend(loaded, batch_size=64)
-    run_network = backend._network
+    run_network = backend._features
 
     def network(x_BCL):
         if len(x_BCL) > 20:
             raise error
         return run_network(x_BCL)
 
-    monkeypatch.setattr(backend, "_network", network)
+    monkeypatch.setattr(backend, "_features", network)
     small = classified(loaded, [backend], archive)
     assert backend.batch_size == 16
     assert np.allclose(small[0], whole[0], atol=1e-4)
@@ -294,7 +294,7 @@ def test_torch_goes_on_with_smaller_batches(loaded, archive, monkeypatch, error)
 
 def test_other_errors_of_torch_are_not_taken_for_memory(loaded, monkeypatch):
     backend = TorchBackend(loaded)
-    monkeypatch.setattr(backend, "_network", lambda x_BCL: torch.zeros(2) @ torch.zeros(3))
+    monkeypatch.setattr(backend, "_features", lambda x_BCL: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"):
         backend.logits(make_patterns(2))
     assert backend.batch_size == 64
