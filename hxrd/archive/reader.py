@@ -19,6 +19,7 @@ from hxrd.errors import InputError
 Result = TypeVar("Result")
 
 _CHUNKS_HELD = 4  # of identifiers, some 4096 each
+_HOLDING = threading.Lock()  # several threads may read one archive
 
 
 class Rejection(msgspec.Struct, frozen=True):
@@ -158,15 +159,11 @@ class Archive:
         names = held.get(start)
         if names is None:
             names = [str(identifier) for identifier in self._read("source_id", start, stop)]
-            with self._holding:  # several threads may read
+            with _HOLDING:
                 while len(held) >= _CHUNKS_HELD:
                     del held[next(iter(held))]
                 held[start] = names
         return names
-
-    @cached_property
-    def _holding(self) -> threading.Lock:
-        return threading.Lock()
 
     @cached_property
     def _identifiers_held(self) -> dict[int, list[str]]:
